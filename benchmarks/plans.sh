@@ -5,7 +5,7 @@
 #     benchmarks/plans.sh [PRESET ...]
 #
 # With --compile every program is compiled as well, for benchmarks/results/plans/PRESET-SLICE.txt:
-# the whole plan of a 7B model takes an hour on two cores and 10 GB. --only=TEXT is passed on.
+# the whole plan of a 7B model takes 7 to 20 minutes on two cores and 3 GB. --only=TEXT is passed on.
 #
 #     benchmarks/plans.sh --compile [--only=TEXT] [PRESET ...]
 set -euo pipefail

@@ -54,7 +54,7 @@ def _follow_paper(
         prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
         retrieve=DocumentsConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
-        # Examples with worked examples are some 800 tokens long, without them 100 to 350.
+        # Examples with worked examples are up to 900 tokens long, without them 100 to 350.
         tuning=replace(
             PRAGConfig().tuning, scan_layers=True, remat="full" if reasoning else "none"
         ),

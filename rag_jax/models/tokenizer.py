@@ -20,10 +20,10 @@ from rag_jax.models.control_tokens import (
 )
 from rag_jax.models.frames import frame_texts
 from rag_jax.models.tokenizer_growth import check_length
+from rag_jax.models.tokenizer_inputs import USUAL_INPUTS, Inputs
 from rag_jax.models.traced import MESSAGE, concatenate, mark, trust
 from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import write_json
 from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
@@ -59,6 +59,7 @@ class Tokenizer:
         chat_template: str | Mapping[str, str] | None = None,
         template_name: str = "the chat template",
         stop_ids: Iterable[int] = (),
+        inputs: Inputs = USUAL_INPUTS,
         **others: str | None,
     ):
         """Wraps a tokenizer of the `tokenizers` library and changes its settings in place.
@@ -69,6 +70,7 @@ class Tokenizer:
             chat_template: Jinja source, or several by name.
             template_name: what errors call the chat template.
             stop_ids: ids of further tokens at which the model stops.
+            inputs: what an encoder reads of texts.
             others: names of `unk`, `sep`, `cls`, `mask` and what else the chat template writes by
                 a variable (`image` for `image_token`), for `save` and the chat template.
 
@@ -80,6 +82,7 @@ class Tokenizer:
         core.no_padding()
         core.no_truncation()
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
+        self._inputs = inputs
         self._template, self._template_name = chat_template, template_name
         named = set(self._names.values())
         written = self._read_template()
@@ -120,9 +123,9 @@ class Tokenizer:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
         with parsing(folder, "has tokenizer files that cannot be read"):
-            core, names, template, path = tokenizer_files.read_folder(folder)
+            core, names, template, path, inputs = tokenizer_files.read_folder(folder)
             named = {"chat_template": template, "template_name": f"{path}: the chat template"}
-            return cls(core, **names, **named, stop_ids=stop_ids)
+            return cls(core, **names, **named, stop_ids=stop_ids, inputs=inputs)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
@@ -142,23 +145,8 @@ class Tokenizer:
 
         `max_length` is the context length in tokens, at which transformers truncates texts.
         """
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": max_length,
-            "clean_up_tokenization_spaces": False,
-            # Names that are None too: transformers would replace a missing name by its default.
-            **{f"{short}_token": self._names.get(short) for short in tokenizer_files.NAMED_TOKENS},
-        }
-        extra = {f"{s}_token": name for s, name in self._names.items() if s not in _USUAL}
-        if extra:
-            settings["extra_special_tokens"] = extra
-        if isinstance(self._template, Mapping):
-            named = self._template.items()
-            settings["chat_template"] = [{"name": n, "template": source} for n, source in named]
-        (folder / "tokenizer.json").write_text(self._core.to_str(pretty=True), "utf-8")
-        write_json(folder / "tokenizer_config.json", settings)
-        if isinstance(self._template, str):
-            (folder / "chat_template.jinja").write_text(self._template, "utf-8")
+        files = self._core, self._names, self._template, self._inputs
+        tokenizer_files.write_folder(folder, *files, max_length=max_length)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without BOS, EOS or any other control token.
@@ -194,6 +182,11 @@ class Tokenizer:
         """
         return [*self._start_ids, *self.encode(text)]
 
+    @property
+    def has_types(self) -> bool:
+        """Whether it tells the tokens of two texts apart, for models with types of tokens."""
+        return self._inputs.has_types
+
     @cached_property
     def _start_ids(self) -> list[int]:
         return read_frame(self._core, None, vocab_size=self.vocab_size)[0]
@@ -225,7 +218,7 @@ class Tokenizer:
 
         Args:
             max_length: maximum number of ids, special tokens included. Texts are truncated at the
-                end, the longer text of a pair first.
+                end, or at the start if the files say so, the longer text of a pair first.
             prompt: by the model's authors, before the text; control tokens in it are such.
 
         Raises:
@@ -233,7 +226,13 @@ class Tokenizer:
         """
         texts = [self.encode_after(prompt, text)]
         texts += [] if pair is None else [self.encode(pair)]
-        return frame_texts(texts, self._frames[len(texts)], max_length, self._core.id_to_token)
+        options = {"name": self._core.id_to_token, "cuts_start": self._inputs.cuts_start}
+        return frame_texts(texts, self._frames[len(texts)], max_length, **options)
+
+    @property
+    def pair_frame(self) -> list[list[int]]:
+        """The tokens that the tokenizer's files put before, between and after two texts."""
+        return self._frames[2]
 
     def encode_after(self, prompt: str, text: str) -> list[int]:
         """Token ids of a text after a prompt, with the control tokens of the prompt alone."""

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from rag_jax.models.tokenizer_growth import check_growth
+from rag_jax.models.tokenizer_inputs import Inputs, describe_inputs, read_inputs
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json
+from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.outside import LARGEST_SETTINGS, is_there, parsing, require_file, show
 
 NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -56,9 +57,9 @@ Templates = str | dict[str, str] | None
 
 def read_folder(
     folder: Path,
-) -> tuple[tokenizers.Tokenizer, Names, Templates, Path]:
-    """The core tokenizer of a folder, the names of its special tokens, its chat template and where
-    that comes from.
+) -> tuple[tokenizers.Tokenizer, Names, Templates, Path, Inputs]:
+    """The core tokenizer of a folder, the names of its special tokens, its chat template, where
+    that comes from, and what an encoder reads of texts.
 
     Several chat templates are returned by name.
 
@@ -96,7 +97,38 @@ def read_folder(
     _add_named(core, [name for name in usual if name and core.token_to_id(name) is not None])
     _add_named(core, [*extras.values()])
     names |= {key.removesuffix("_token"): name for key, name in extras.items() if "_token" in key}
-    return core, names, *_read_templates(folder, settings)
+    inputs = read_inputs(core, settings, _find_class(settings, folder), folder)
+    return core, names, *_read_templates(folder, settings), inputs
+
+
+def write_folder(
+    folder: Path,
+    core: tokenizers.Tokenizer,
+    names: Names,
+    templates: Mapping[str, str] | str | None,
+    inputs: Inputs,
+    *,
+    max_length: int,
+) -> None:
+    """Writes the files that `read_folder` and transformers' `AutoTokenizer` read."""
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        **describe_inputs(inputs),
+        # Names that are None too: transformers would replace a missing name by its default.
+        **{f"{short}_token": names.get(short) for short in NAMED_TOKENS},
+    }
+    extra = {f"{short}_token": name for short, name in names.items() if short not in NAMED_TOKENS}
+    if extra:
+        settings["extra_special_tokens"] = extra
+    if isinstance(templates, Mapping):
+        named = templates.items()
+        settings["chat_template"] = [{"name": n, "template": source} for n, source in named]
+    (folder / "tokenizer.json").write_text(core.to_str(pretty=True), "utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
+    if isinstance(templates, str):
+        (folder / "chat_template.jinja").write_text(templates, "utf-8")
 
 
 def make_special_tokens(names: Iterable[str]) -> list[AddedToken]:
@@ -119,9 +151,18 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
     with parsing(f"{folder}: vocab.json and merges.txt"):
         model = models.BPE.from_file(*map(str, paths))
     core = tokenizers.Tokenizer(model)
+    start, end = (_BPE_SPECIALS[name] for name in ("bos", "eos"))
+    if core.token_to_id(start) is None or core.token_to_id(end) is None:
+        raise RagJaxError(
+            f"{folder / 'tokenizer.json'} is missing, and vocab.json is no vocabulary of RoBERTa's "
+            "or BART's: save the fast version of the tokenizer there"
+        )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(make_special_tokens(_BPE_SPECIALS.values()))
+    core.post_processor = processors.RobertaProcessing(
+        *((name, core.token_to_id(name)) for name in (end, start)), add_prefix_space=False
+    )
     return core
 
 

@@ -66,7 +66,8 @@ def score_pairs(
 
     def run(indices: list[int], shape: tuple[int, int]) -> Array:
         arrays = pad_texts([rows[i] for i in indices], *shape)
-        return score_batch(base.model, reranker.head, base.params, *shard_batch(arrays))
+        model = base.model, reranker.head, base.params
+        return score_batch(*model, *shard_batch(arrays), typed=base.tokenizer.has_types)
 
     widths = widths or choose_text_widths(rows.lengths)
     for indices, values in run_batches(rows.lengths, run, batch_size, widths, progress):
@@ -146,10 +147,14 @@ def _encode_pair(
     if asked is not None:
         return _encode_asked(tokenizer, asked, question, passage, max_length)
     if isinstance(reranker.base.model, Decoder):
-        # One text after the other, after what the tokenizer puts before a prompt.
-        before, after = tokenizer.encode_prompt(question), tokenizer.encode(passage)
-        kept = before[: _keep_question(len(after), max_length)]
-        return [*kept, *after][:max_length], len(before) + len(after) > max_length
+        start, between, end = tokenizer.pair_frame
+        asked, read = tokenizer.encode(question), tokenizer.encode(passage)
+        room = max_length - len(start) - len(between) - len(end)
+        if room < 2:
+            raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
+        kept = asked[: _keep_question(len(read), room)]
+        row = [*start, *kept, *between, *read[: room - len(kept)], *end]
+        return row, len(asked) + len(read) > room
     encode = functools.partial(tokenizer.encode_with_specials, question, pair=passage)
     row = encode(max_length=max_length + 1)
     is_cut = len(row) > max_length
@@ -179,20 +184,26 @@ def _keep_question(passage: int, room: int) -> int:
     return room - min(passage, room // 2)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "head"))
+@functools.partial(jax.jit, static_argnames=("model", "head", "typed"))
 def score_batch(
     model: Encoder | Decoder,
     head: ScoreHead,
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
+    *,
+    typed: bool = True,
 ) -> Float[Array, "B"]:
-    """Scores of rows of `lengths` tokens, at least 1; compiled once per shape."""
+    """Scores of rows of `lengths` tokens, at least 1; compiled once per shape.
+
+    Args:
+        typed: whether the tokenizer tells the tokens of two texts apart.
+    """
     columns = jnp.arange(tokens.shape[1])[None]
     mask = columns < lengths[:, None]
     if isinstance(model, Decoder):
         hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
-    elif _has_types(model):
+    elif typed and _has_types(model):
         # A passage begins after the first separator, which is a row's last token too.
         separators = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
         first = jnp.argmax(tokens == separators, axis=1)

@@ -121,10 +121,12 @@ def make_loss(reranker: Reranker, settings: RerankTrainConfig) -> LossFunction:
     `params` is a tree like the reranker's, nothing is frozen, and `arrays` are from `pack_groups`.
     """
     model, head, each = reranker.base.model, reranker.head, 1 + settings.negatives
+    typed = reranker.base.tokenizer.has_types
 
     def loss(params: PyTree, frozen: PyTree, arrays: Mapping[str, Array]) -> tuple[Array, dict]:
         del frozen
-        scores = score_batch(model, head, params, arrays["tokens"], arrays["lengths"])
+        rows = arrays["tokens"], arrays["lengths"]
+        scores = score_batch(model, head, params, *rows, typed=typed)
         scores = scores.reshape(-1, each)
         losses = rank_loss(scores, arrays["masked"], pairwise=settings.by == "pairs")
         return (losses * arrays["weights"]).sum(), {}

@@ -3,6 +3,7 @@
 That it computes what transformers computes is in `test_parity_golden.py`.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from rag_jax import lora
 from rag_jax.decoding import append, encode_source, generate, init_cache
 from rag_jax.models import load
+from rag_jax.models.io.configs import read_config
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
@@ -175,6 +177,17 @@ def test_adapters_beside_biased_kernels():
     unfused = APPLY(lora.apply(PARAMS, adapter, scale=2.0), *inputs)
     close(unfused, APPLY(lora.fold(PARAMS, adapter, scale=2.0), *inputs))
     assert np.abs(unfused - APPLY(PARAMS, *inputs)).max() > 1e-2
+
+
+def test_the_token_that_an_output_starts_with(tmp_path):
+    """As in transformers, `generation_config.json` has it where the file is there."""
+    golden = Path(__file__).parents[1] / "golden" / "bart"
+    fields = json.loads((golden / "config.json").read_text()) | {"decoder_start_token_id": 3}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for generation, start in ((None, 3), ({}, 3), ({"decoder_start_token_id": 5}, 5)):
+        if generation is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        assert read_config(tmp_path / "config.json").start_id == start
 
 
 def test_configs():

@@ -65,6 +65,12 @@ def test_embeddings_are_bert_s(folder, tmp_path):
     np.testing.assert_allclose(encode_texts(again, texts, max_length=16), wanted, atol=1e-6)
 
 
+def test_its_norms_are_transformers_own(folder):
+    """Which has 1e-12 whatever the field says."""
+    change_json(folder / "config.json", layer_norm_eps=1e-3)
+    assert load(folder).config.norm_eps == 1e-12
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

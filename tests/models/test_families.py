@@ -433,3 +433,22 @@ def test_configs_are_hashable():
     configs = {load(GOLDEN / name).config for name in FAMILIES}
     assert len(configs) == len(FAMILIES)
     assert isinstance(load(GOLDEN / "phi3").config.rope_scaling, LongScaling)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}},
+        {"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 4.0}}},
+    ],
+)
+def test_scaled_positions_of_modernbert_are_refused(scaled, tmp_path):
+    fields = {"model_type": "modernbert", "vocab_size": 128, "hidden_size": 16}
+    fields |= {"intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields | {"rope_scaling": {"rope_type": "default"}}))
+    assert read_config(path).global_theta == 160_000
+    path.write_text(json.dumps(fields | scaled))
+    with pytest.raises(RagJaxError, match="linear.* is not supported"):
+        read_config(path)

@@ -245,6 +245,25 @@ def test_other_names_of_the_transformers_settings(kind, folder):
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"query_length": 32}, "query_length 32 is not supported"),
+        ({"document_length": 300}, "document_length 300 is not supported"),
+        ({"query_expansion": True}, "query_expansion True is not supported"),
+        ({"modality_config": {"text": {}, "message": {}}}, "modality_config has 'message', with"),
+    ],
+)
+def test_other_ways_to_read_texts_are_refused(fields, message, folder):
+    write(folder)
+    path = folder / "sentence_bert_config.json"
+    path.write_text(json.dumps({"query_length": None, "modality_config": {"text": {}}}))
+    assert load(folder).fingerprint == load(BERT).fingerprint
+    path.write_text(json.dumps(fields))
+    with pytest.raises(RagJaxError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         *("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"),

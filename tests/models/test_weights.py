@@ -245,6 +245,10 @@ def test_tied_head_may_be_stored_if_it_is_the_embedding(llama):
     embedding = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
     change_tensors(llama, lambda tensors: add(tensors, embedding.copy()))
     assert_same(load(llama).params, expected)
+    change_tensors(llama, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    assert_same(load(llama).params, expected)  # safetensors keeps one of a tensor's names
+    changed = {"model.embed_tokens.weight": embedding}
+    change_tensors(llama, lambda tensors: tensors.update(changed))
     change_tensors(llama, lambda tensors: add(tensors, embedding + 1))
     with pytest.raises(RagJaxError, match=r"lm_head.weight differs from the embedding"):
         load(llama)

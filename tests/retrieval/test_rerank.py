@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from tiny_encoders import BERT, change_json, lengthen, write_reranker, write_scored_decoder
+from tokenizers.processors import TemplateProcessing
 
 from rag_jax.data.passages import Passage
-from rag_jax.models import load, load_reranker
+from rag_jax.models import load, load_reranker, save_reranker
 from rag_jax.models.io.reranker import describe_head
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.retrieval import BM25, Reranked, make_text, rerank, score_pairs
@@ -181,6 +183,46 @@ def test_a_decoder_reads_one_text_after_the_other(tmp_path):
     wanted = hidden[0, -1] @ scored.base.params["head"]["out"]["kernel"][:, 0]
     (found,) = score_pairs(scored, [("who", "she did")], max_length=24)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_tokenizer_that_tells_no_types(folder, tmp_path):
+    """Its model reads two texts as of one type; a saved folder says which it was."""
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    names = ["input_ids", "attention_mask"]
+    change_json(copied / "tokenizer_config.json", model_input_names=names)
+    reranker = load_reranker(copied)
+    base, head = reranker.base, reranker.base.params["head"]
+    row = base.tokenizer.encode_with_specials("river", pair="ice", max_length=64)
+    states = base.model.apply({"params": base.params}, np.asarray([row]))
+    first = np.tanh(states[0, 0] @ head["dense"]["kernel"] + head["dense"]["bias"])
+    wanted = first @ head["out"]["kernel"] + head["out"]["bias"]
+    found = score_pairs(reranker, [("river", "ice")])
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    typed = score_pairs(load_reranker(folder), [("river", "ice")])
+    assert abs(typed - found) > 1e-3
+    for n, (own, score) in enumerate(((reranker, found), (load_reranker(folder), typed))):
+        save_reranker(own, tmp_path / str(n))
+        again = score_pairs(load_reranker(tmp_path / str(n)), [("river", "ice")])
+        np.testing.assert_allclose(again, score, atol=1e-6)
+
+
+def test_what_a_decoders_tokenizer_puts_around_two_texts(tmp_path):
+    folder = write_scored_decoder(tmp_path / "scored")
+    core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    name = next(iter(core.get_added_tokens_decoder().values())).content
+    id, frame = core.token_to_id(name), f"{name} $A {name}:1 $B:1 {name}:1"
+    core.post_processor = TemplateProcessing(f"{name} $A", frame, special_tokens=[(name, id)])
+    core.save(str(folder / "tokenizer.json"))
+    scored = load_reranker(folder)
+    encode = scored.base.tokenizer.encode
+    (row,) = tokenize_pairs(scored, [("who", "she did")], 24)
+    assert row == [id, *encode("who"), id, *encode("she did"), id]
+    assert row == core.encode("who", "she did").ids
+    (row,) = tokenize_pairs(scored, [("who", "she did " * 20)], 12)
+    whole = [id, *encode("who"), id, *encode("she did " * 20)]
+    assert row == [*whole[:11], id]
+    with pytest.raises(RagJaxError, match="max_length 4 has no room for a passage; raise it"):
+        list(tokenize_pairs(scored, [("who", "she did")], 4))
 
 
 def test_a_long_question_leaves_a_decoder_its_passage(tmp_path, caplog):

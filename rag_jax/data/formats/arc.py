@@ -1,7 +1,8 @@
 """ARC (Clark et al. 2018, arXiv 1803.05457), and other questions with choices.
 
-A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx`, `answer`, `label`
-as in AGIEval or `correct` as in AQuA-RAT), a label, and optionally `id`. The choices are an object
+A question has `question`, `choices` (or `options`, `option`), `answerKey` (or `answer_idx`,
+`answer`, `label` as in AGIEval, `correct` as in AQuA-RAT, `answer_index` or `correct_answer`), a
+label, and optionally `id`. The choices are an object
 of texts by label, or of a list `label` and a list `text`; or a list of texts, as in MMLU (Hendrycks
 et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0, a letter, or the text. In
 the published files of ARC, `question` is an object with the choices and with the text as `stem`; in
@@ -45,7 +46,10 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
-_ANSWERS = "answerKey", "answer_idx", "answer", "label", "correct"  # the first that is there
+_LISTS = "choices", "options", "option"
+# The first that is there holds the answer; another field with such a name may.
+_ANSWERS = "answerKey", "answer_idx", "answer", "label", "correct", "answer_index", "correct_answer"
+_ANSWER = re.compile(r"answer|correct|gold|target", re.IGNORECASE)
 # A field that holds a choice, and its label. `answer1` may as well be one of several gold answers.
 _COLUMN = re.compile(
     r"((?:option|choice|opt|ending)[ _]?)([a-j]|\d)|(answer[ _]?|)([a-j])", re.IGNORECASE
@@ -97,8 +101,8 @@ def _get_choices(record: Mapping[str, Any]) -> Any:
     """Returns the choices as the record has them; None without any."""
     if _has_choices_as_answers(record):
         return record["answers"]
-    for name in ("choices", "options"):
-        if record.get(name) is not None:
+    for name in _LISTS:
+        if record.get(name) not in (None, []):
             return record[name]
     columns: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, match in ((name, _COLUMN.fullmatch(name)) for name in record):
@@ -113,7 +117,7 @@ def _get_choices(record: Mapping[str, Any]) -> Any:
 
 def _has_choices_as_answers(record: Mapping[str, Any]) -> bool:
     answers, key = record.get("answers"), _find_key(record)
-    if not isinstance(answers, list) or {"choices", "options"} & record.keys():
+    if not isinstance(answers, list) or any(record.get(name) for name in _LISTS):
         return False
     if dpr.matches(record):
         return False
@@ -138,7 +142,9 @@ def _read_choices(choices: Any, place: Place) -> dict[str, str]:
         if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
             raise BadLineError(f"{place}: choices must have as many labels as texts")
         return pair_choices(labels, texts, place)
-    return get_choices(choices, place)
+    # Arrow pads the shorter ones of a column of objects.
+    filled = {label: text for label, text in choices.items() if text not in (None, "")}
+    return get_choices(filled, place)
 
 
 def _read_answers(
@@ -150,6 +156,13 @@ def _read_answers(
         names: labels by the labels in the record.
     """
     key = _find_key(record)
+    if not any(name in record for name in _ANSWERS):  # test files may have no answers
+        unknown = (name for name in record if _ANSWER.search(name) and record[name] is not None)
+        if (name := next(unknown, None)) and not _has_choices_as_answers(record):
+            raise BadLineError(
+                f"{place}: has choices and {name!r}, but none of {', '.join(_ANSWERS)}: rename the "
+                "field of the right choice to one of them, or remove it"
+            )
     answer = record.get(key)
     if type(answer) is int and isinstance(_get_choices(record), list):
         return (find_label(choices, answer, place),)

@@ -8,6 +8,7 @@ from rag_jax.data.formats.fields import get_choices, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MARK = re.compile(r"^(\([A-Z]\)|[A-Z][).:])")  # that may stand before a choice
 
 
 def label_choices(texts: Any, place: Place) -> dict[str, str]:
@@ -77,7 +78,8 @@ def name_answer(choices: Mapping[str, str], answer: str, place: Place) -> str:
     """
     if answer in choices:
         return answer
-    label = next((label for label, text in choices.items() if text == answer), None)
+    texts = (answer, re.sub(_MARK, "", answer).strip())
+    label = next((label for label, text in choices.items() if text in texts), None)
     if label is None:
         raise BadLineError(f"{place}: answer {answer!r:.60} is neither label nor text of a choice")
     return label

@@ -90,7 +90,11 @@ def sort_files(
         unknown = [path for path in unknown if path not in questions]
         questions = {path: format for path, name in questions.items() if name in (format, None)}
         if not questions:
-            raise RagJaxError(f"{folder}: holds no questions in the format {format!r}")
+            listed = ", ".join(f"{path.name}: {name}" for path, name in others.items())
+            raise RagJaxError(
+                f"{folder}: holds no questions in the format {format!r} of config.data.format "
+                f"({listed})"
+            )
     if unknown:
         raise RagJaxError(
             f"{unknown[0]}: has an unknown format: move the file away, or set config.data.format "

@@ -9,6 +9,8 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 YES_NO = {True: "yes", False: "no"}
+# What QuAC, RepLiQA and MS MARCO write where there is no answer.
+NO_ANSWERS = {"CANNOTANSWER", "UNANSWERABLE", "No Answer Present."}
 
 _WITHOUT_TEXT = {"id", "_id", "docid", "title", "url", "metadata"}
 

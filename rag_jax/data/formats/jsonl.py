@@ -6,7 +6,8 @@ and a document of BEIR may have neither: it keeps its row. A question has `quest
 optionally `id` (or `ID`, `question_id` or `qid`), `passage_id` (the gold passage), `type` and
 `popularity`. `answer`, a string, a list of strings as in NQ-open (Lee et al. 2019, arXiv
 1906.00300), or true or false for yes or no, and `answer_aliases` stand for `answers`. In a table, a
-list is as Python or JSON writes it. A question without an id gets one made of its text.
+list is as Python or JSON writes it, and true and false, which may be words there, are answers too.
+A question without an id gets one made of its text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 from rag_jax.data.formats import dpr
 from rag_jax.data.formats.fields import (
+    NO_ANSWERS,
+    YES_NO,
     Item,
     check_blank,
     default_text,
@@ -28,17 +31,19 @@ from rag_jax.data.formats.fields import (
     join_sentences,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
 
 # Fields without which an answer has no meaning, and with them those that are its passage.
-OPTIONS = {"choices", "choice", "options", "correct_answer_id"}
+OPTIONS = {"choices", "choice", "options", "option", "correct_answer_id"}
 PARAGRAPHS = ("context", "passage")  # read by `squad`, `arc` and `tfds`
 _OTHERS = {*OPTIONS, *PARAGRAPHS, "article"}
 _IDS = ("id", "ID", "question_id", "qid")
 _READ = {"question", "answers", "answer", "answer_aliases", "passage_id", "type", "popularity"}
 _FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of a question
+_TRUTH = {"true": True, "false": False}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -64,16 +69,27 @@ def list_unread(record: Mapping[str, Any]) -> set[str]:
 
 
 def check_right(record: Mapping[str, Any], place: Place) -> None:
-    """Raises a BadLineError for a wrong candidate, as WikiQA and MultiRC have them with label 0."""
-    if record.get("label") in (0, "0") and isinstance(record.get("answer"), str):
-        raise BadLineError(
-            f"{place}: label {record['label']!r} calls the answer a wrong one: keep right answers "
-            "alone, or remove the field"
-        )
+    """Raises a BadLineError for an answer that is not known to be right.
+
+    WikiQA and MultiRC have wrong candidates with label 0 or false, and -1 where it is hidden;
+    HaluEval has made-up answers with `hallucination` yes.
+    """
+    wrong = {"label": ("0", "-1", "False"), "hallucination": ("yes",)}
+    for name, values in wrong.items():
+        if str(record.get(name)) in values and isinstance(record.get("answer"), str):
+            raise BadLineError(
+                f"{place}: {name} {record[name]!r} calls the answer a wrong one: keep right "
+                "answers alone, or remove the field"
+            )
+
+
+def has_options(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record has choices, or what stands for them."""
+    return any(name in OPTIONS for name in _list_others(record))
 
 
 def _list_others(record: Mapping[str, Any]) -> list[str]:
-    return [name for name in record if name in _OTHERS and record[name] is not None]
+    return [name for name in record if name in _OTHERS and record[name] not in (None, [])]
 
 
 def has_answer(record: Mapping[str, Any]) -> bool:
@@ -124,16 +140,39 @@ def read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
     """Returns the answers in `answers`, or in `answer`, and in `answer_aliases`.
 
     Raises:
-        BadLineError: if there is no such field, or a field has the wrong type.
+        BadLineError: if there is no such field, a field has the wrong type, or `answer` is none of
+            several `answers`.
     """
     record = dpr.parse_cells(record, ("answer", "answers", "answer_aliases"), place)
-    if "answers" not in record and record.get("answer") is not None:
-        return get_answers(record, place)
+    if record.get("answer") is None:
+        answers = _read_listed(record, place)
+    else:
+        answers = _spell_truth(get_answers(record, place), place)
+        if listed := record.get("answers"):
+            if not {*answers} <= {*get_texts(record, "answers", place)}:
+                raise BadLineError(
+                    f"{place}: answer={record['answer']!r:.40} is not among answers="
+                    f"{listed!r:.60}: keep the field with the right ones"
+                )
+            answers = _read_listed(record, place)
+    return tuple(answer for answer in answers if answer not in NO_ANSWERS)
+
+
+def _read_listed(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    if "answers" not in record and "answer" in record:
+        raise BadLineError(f"{place}: answer is null: write [] for a question without one")
     answers = get_texts(record, "answers", place)
     if is_impossible(record):
         return ()
     aliases = record.get("answer_aliases")
     return answers if aliases is None else (*answers, *get_texts(record, "answer_aliases", place))
+
+
+def _spell_truth(answers: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    """Adds yes or no before an answer true or false in a table, where all values are text."""
+    if len(answers) != 1 or not is_table(place.path) or answers[0].lower() not in _TRUTH:
+        return answers
+    return (YES_NO[_TRUTH[answers[0].lower()]], *answers)
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:

@@ -142,6 +142,8 @@ def _find_oddity(answer: str) -> str | None:
         return "has no words to match"
     if is_list(answer):
         return "looks like a list that was printed as text, and is read as one answer"
+    if re.match(r"\s*\{\s*['\"]", answer):
+        return "looks like an object that was printed as text, and is read as one answer"
     if _PATTERN.search(answer):
         return "looks like a regular expression, and is compared as text"
     return None

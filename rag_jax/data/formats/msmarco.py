@@ -18,6 +18,7 @@ from typing import Any
 
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
+    NO_ANSWERS,
     Context,
     Item,
     get_filled,
@@ -32,7 +33,6 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 _COLUMNS = ("query_id", "query", "answers", "wellFormedAnswers", "query_type", "passages")
-_NO_ANSWER = "No Answer Present."
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -131,7 +131,7 @@ def _list_answers(record: Mapping[str, Any], name: str, place: Place) -> list[st
     if record.get(name) in (None, "[]"):  # the files of version 2.1 have no list where it is empty
         return []
     answers = get_texts(record, name, place)
-    return [answer for answer in answers if answer.strip() and answer != _NO_ANSWER]
+    return [answer for answer in answers if answer.strip() and answer not in NO_ANSWERS]
 
 
 def _list_passages(record: Mapping[str, Any], place: Place) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 The gold answer is `reference`, with the question as `user_input`, or in older versions
 `ground_truth` or a list `ground_truths`, with `question`. `response`, or `answer` in older
 versions, is what an evaluated system wrote, and is not read. `reference_contexts` are gold
-passages. `retrieved_contexts` are what a system found; so are `contexts` beside an `answer`, and
-else they are what the question was made of. In a table, a list is as Python writes it.
+passages. `retrieved_contexts` are what a system found; so are `contexts` (or `context`) beside an
+`answer`, and else they are what the question was made of. In a table, a list is as Python writes
+it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 _GOLD = ("reference", "ground_truth", "ground_truths")
-_CONTEXTS = ("reference_contexts", "retrieved_contexts", "contexts")
+_CONTEXTS = ("reference_contexts", "retrieved_contexts", "contexts", "context")
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -37,10 +38,10 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     given = [gold for gold in _GOLD if record.get(gold) is not None]
     answers = _list_texts(record, given[0] if given else _GOLD[0], place)
     question = Question("", get_filled(record, name, place), answers, {})
-    grades = (1, 0, int(record.get("answer") is None))
+    source = int(record.get("answer") is None)
     contexts = [
         Context(Passage("", "", text), grade)
-        for field, grade in zip(_CONTEXTS, grades, strict=True)
+        for field, grade in zip(_CONTEXTS, (1, 0, source, source), strict=True)
         if record.get(field) is not None
         for text in _list_texts(record, field, place)
         if text.strip()

@@ -13,13 +13,15 @@ A row is one question about a paragraph, `context` or, in BoolQ (Clark et al. 20
 Hugging Face has them are an object with a list `text`, or else as in plain JSON lines (`jsonl`).
 """
 
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import jsonl
 from rag_jax.data.formats.fields import (
+    NO_ANSWERS,
     Context,
     Item,
     get_filled,
@@ -34,6 +36,9 @@ from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_items, read_records
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+
+# The beginning of a list or an object as Python, NumPy or JSON writes it.
+_PRINTED = re.compile(r"""\s*(\{\s*['"]|\[\s*(['"\[{]|array\())""")
 
 
 def holds(path: Path) -> bool:
@@ -56,7 +61,7 @@ def _has_header(path: Path) -> bool:
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a row of SQuAD."""
-    if "question" not in record or not jsonl.OPTIONS.isdisjoint(record):
+    if "question" not in record or jsonl.has_options(record):
         return False
     if isinstance(record.get("answers"), dict):
         return "context" in record and "text" in record["answers"]
@@ -76,14 +81,19 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         texts = () if is_impossible(record) else get_texts(answers, "text", place)
         title = title.replace("_", " ")
     else:
+        jsonl.check_right(record, place)
         texts = jsonl.read_answers(record, place)
     given = [name for name in jsonl.PARAGRAPHS if record.get(name) is not None]
     name = given[0] if given else "context"
     text = get_filled(record, name, place)
+    if _PRINTED.match(text) and text.rstrip().endswith(("]", "}")):
+        raise BadLineError(
+            f"{place}: {name} is a list or an object printed as text: write the file as JSON lines"
+        )
     question = Question(
         get_id(record, ["id", "qid"], place, default=""),
         get_filled(record, "question", place),
-        tuple(dict.fromkeys(texts)),
+        _list_known(texts),
         {},
     )
     return Item(place, question, (Context(Passage("", title, text), 1),))
@@ -132,6 +142,10 @@ def _read_paragraph(
 def _list_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
     answers = record.get("answers")
     if isinstance(answers, list) and all(isinstance(answer, str) for answer in answers):
-        return tuple(dict.fromkeys(get_texts(record, "answers", place)))
+        return _list_known(get_texts(record, "answers", place))
     listed = get_objects(record, "answers", place)
-    return tuple(dict.fromkeys(get_text(answer, "text", place) for answer in listed))
+    return _list_known(get_text(answer, "text", place) for answer in listed)
+
+
+def _list_known(answers: Iterable[str]) -> tuple[str, ...]:
+    return tuple(answer for answer in dict.fromkeys(answers) if answer not in NO_ANSWERS)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rag_jax.data.formats.fields import Item, get_answers, get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.formats.tables import is_table
 from rag_jax.data.questions import Question
 
 
@@ -24,7 +25,9 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     answer = record.get("answer")
+    if is_table(place.path):
+        answer = {"true": True, "false": False, "": None}.get(str(answer).lower(), answer)
     if answer is not None and not isinstance(answer, bool):
         raise BadLineError(f"{place}: answer={answer!r:.40} must be true or false")
     id, text = get_id(record, ["qid"], place), get_filled(record, "question", place)
-    return Item(place, Question(id, text, get_answers(record, place), {}))
+    return Item(place, Question(id, text, get_answers({"answer": answer}, place), {}))

@@ -147,7 +147,8 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
         return arc.parse(example, place)
     jsonl.check_right(example, place)
     record = dict(example)
-    given = record.get("answers", record.get("answer"))
+    given = record.pop("answer", None)
+    given = record.get("answers", given)
     record["answers"] = [] if is_impossible(record) else _list_answers(given)
     context = next(filter(None, map(record.get, jsonl.PARAGRAPHS)), None)
     if record.get("id") is not None and not context:

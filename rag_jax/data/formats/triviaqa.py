@@ -1,10 +1,10 @@
 """TriviaQA (Joshi et al. 2017, arXiv 1705.03551): JSON documents, and Hugging Face's rows.
 
 A document has questions under `Data`. A question has `QuestionId`, `Question` and `Answer`, with
-`Value` and `Aliases`; test files have no `Answer`. A row is one question with the fields
-`question_id`, `question` and `answer`, with `value` and `aliases`; in the rows of the test split
-the value is `<unk>`, which is no answer. The evidence documents are not read, so the folder must
-contain a file of passages.
+`Value` and `Aliases`, and in the verified files `HumanAnswers`; test files have no `Answer`. A row
+is one question with the fields `question_id`, `question` and `answer`, with `value` and `aliases`;
+in the rows of the test split the value is `<unk>`, which is no answer. The evidence documents are
+not read, so the folder must contain a file of passages.
 """
 
 from collections.abc import Iterator, Mapping
@@ -80,5 +80,7 @@ def _read_answers(
         return ()
     if not isinstance(answer, dict):
         raise BadLineError(f"{place}: {name} must be an object")
-    texts = (get_text(answer, value, place), *get_texts(answer, aliases, place))
+    texts = [get_text(answer, value, place), *get_texts(answer, aliases, place)]
+    if answer.get("HumanAnswers") is not None:
+        texts += get_texts(answer, "HumanAnswers", place)
     return tuple(dict.fromkeys(texts))

@@ -35,8 +35,9 @@ _FORCED_IDS = {"forced_bos_id": "forced_bos_token_id", "forced_eos_id": "forced_
 def read_bart(fields: Fields) -> BartConfig:
     """The config of a BART model, from the fields of a `config.json`.
 
-    The forced tokens come, as in transformers, from `generation_config.json` if that file exists
-    and from `config.json` otherwise. A missing field forces no token. The other fields of
+    The forced tokens, and the one that an output starts with, come, as in transformers, from
+    `generation_config.json` if that file exists and from `config.json` otherwise. Without its field
+    no token is forced, and the output starts as `config.json` says. The other fields of
     `generation_config.json`, such as the number of beams, are left to the caller of the decoder.
 
     Raises:
@@ -66,6 +67,8 @@ def read_bart(fields: Fields) -> BartConfig:
         name: _read_id(fields, hf_name, vocab_size, default=getattr(BartConfig, name))
         for name, hf_name in _IDS.items()
     }
+    start = _IDS["start_id"]
+    ids["start_id"] = _read_id(generation, start, vocab_size, default=ids["start_id"])
     ids |= {
         name: _read_id(generation, hf_name, vocab_size) for name, hf_name in _FORCED_IDS.items()
     }

@@ -93,6 +93,7 @@ def describe_encoder(config: EncoderConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         **({"type_vocab_size": config.num_types} if config.num_types else {}),
         **({"relative_attention_num_buckets": 32} if config.position_buckets else {}),
+        **({"pad_token_id": offset - 1} if family.padded else {}),
         "layer_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_length + offset,
         "hidden_act": "gelu",
@@ -131,7 +132,8 @@ def _read_bert(fields: Fields, name: str, names: Mapping[str, str]) -> BertConfi
         ),
         num_heads=heads,
         num_types=fields.size("type_vocab_size", family.types) if family.types else 0,
-        norm_eps=fields.number("layer_norm_eps", family.eps),
+        # transformers has this one whatever DistilBERT's field says.
+        norm_eps=family.eps if names else fields.number("layer_norm_eps", family.eps),
         max_length=positions - offset,
         family=name,
         position_offset=offset,
@@ -165,10 +167,13 @@ def _read_modern_bert(fields: Fields) -> ModernBertConfig:
     if not known or len(kinds) != layers:
         raise RagJaxError(f"{fields.source}: layer_types {show(kinds)} must name {layers} layers")
     rope = Fields(fields.section("rope_parameters"), fields.source)
+    unscaled = {"type": "default"}, {"rope_type": "default"}
+    fields.refuse_unless("rope_scaling", {}, *unscaled)
     thetas = {}
     for kind, old, default in ((_GLOBAL, "global", 160_000.0), (_LOCAL, "local", 10_000.0)):
         section = Fields(rope.section(kind), fields.source)
-        section.refuse_unless("rope_type", "default")
+        for name in ("rope_type", "type"):
+            section.refuse_unless(name, "default")
         theta = fields.number(f"{old}_rope_theta", default)
         thetas[kind] = section.number("rope_theta", theta)
     return ModernBertConfig(

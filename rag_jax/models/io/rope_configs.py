@@ -140,7 +140,8 @@ def read_rope_by_layer(
         theta=theta,
     )
     local = Fields({"rope_theta": fields.raw.get("rope_local_base_freq"), **local}, fields.source)
-    local.refuse_unless("rope_type", "default")
+    for name in ("rope_type", "type"):
+        local.refuse_unless(name, "default")
     local.refuse_unless("partial_rotary_factor", 1)
     return rope, local.number("rope_theta", local_theta)
 

@@ -67,10 +67,10 @@ def write_model(
         tokenizer = pretrained.tokenizer
         tokenizer.save(new, max_length=pretrained.config.max_length)
         fields = {
+            "pad_token_id": tokenizer.pad_id,  # but where positions begin after it
             **describe_config(pretrained.config),
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": _describe_stops(tokenizer),
-            "pad_token_id": tokenizer.pad_id,
             "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,
             **changes,
         }

@@ -120,6 +120,11 @@ def read_sentence(folder: Path) -> SentenceFolder | None:
         pooling, dense = Pooling(*_read_modes(folder / _POOLING / "config.json")), {}
     else:
         pooling, dense = MEAN, {}
+    transformer = find_transformer(folder)
+    if is_there(transformer):
+        fields = read_fields(transformer)
+        for name in ("query_length", "document_length", "query_expansion"):
+            fields.refuse_unless(name, False)
     return SentenceFolder(pooling, read_text_settings(folder, *_SIMILARITIES), dense)
 
 
@@ -256,6 +261,11 @@ def read_text_settings(folder: Path, *similarities: str) -> Sentence:
         fields = read_fields(transformer)
         for name in _PASSED:  # without trust_remote_code, which counts in no file
             fields.refuse_unless(name, {}, {"trust_remote_code": True})
+        if "message" in fields.section("modality_config"):
+            raise RagJaxError(
+                f"{transformer}: modality_config has 'message', with which texts are read by the "
+                "chat template, and this is not supported"
+            )
         lower_case = fields.raw.get("do_lower_case") is True
         if fields.raw.get("max_seq_length") is not None:
             length = fields.size("max_seq_length")

@@ -141,7 +141,13 @@ def select_parameters(
         for name, tensor in rename(config, tensors).items()
         if not (_NOT_PARAMETERS.fullmatch(name) or (is_encoder and _HEADS.fullmatch(name)))
     }
-    return _complete_bart(config, renamed) if isinstance(config, BartConfig) else renamed
+    if isinstance(config, BartConfig):
+        return _complete_bart(config, renamed)
+    if isinstance(config, DecoderConfig) and config.tie_embeddings:
+        embedding, head = _TIED[DecoderConfig]
+        if head in renamed:  # safetensors keeps one name of a tensor
+            renamed.setdefault(embedding, renamed[head])
+    return renamed
 
 
 def rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

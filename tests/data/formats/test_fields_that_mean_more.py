@@ -56,6 +56,7 @@ def test_the_answer_of_an_evaluated_system_is_not_the_gold_one(tmp_path, gold):
             ["One."],
         ),
         ({"user_input": "Q?", "reference": "Latvia", "reference_contexts": None}, []),
+        ({"question": "Q?", "ground_truth": "Latvia", "context": "1."}, ["1."]),
     ],
 )
 def test_rows_of_ragas(tmp_path, record, relevant):
@@ -101,6 +102,116 @@ def test_choices_in_a_field_each(tmp_path, names, answer):
     assert [*question.choices.values()] == [f"text of {name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"options": ["x", "y"], "answer_index": 1},
+        {"options": ["x", "y"], "correct_answer": "y"},
+        {"options": ["(A) x", "(B) y"], "answer": "(B) y"},
+        {"options": {"A": "x", "B": "y", "C": None, "D": ""}, "answer": "B"},
+        {"option": {"A": "x", "B": "y"}, "answer": "B"},
+    ],
+)
+def test_choices_and_answers_by_other_names(tmp_path, record):
+    _, question = read_one(tmp_path, {"question": "Q?"} | record, **{"passages.jsonl": [PASSAGE]})
+    assert (question.answers, question.choices) == (("B",), {"A": "x", "B": "y"})
+
+
+@pytest.mark.parametrize("name", ["answers", "gold", "correct_option", "Target"])
+def test_choices_whose_answer_has_an_unknown_name(tmp_path, name):
+    row = {"question": "Q?", "options": ["x", "y"], name: ["y"]}
+    with pytest.raises(RagJaxError, match=f"test.jsonl:1: has choices and '{name}', but none of"):
+        read(tmp_path, {"test.jsonl": [row], "passages.jsonl": [PASSAGE]})
+    read(tmp_path, {"test.jsonl": [row | {name: None}]})  # without an answer, as test questions
+
+
+def test_no_choices_are_no_question_with_choices(tmp_path):
+    row = {"id": "q", "question": "Q?", "answer": ["x", "y"], "choices": []}
+    _, question = read_one(tmp_path, row, **{"passages.jsonl": [PASSAGE]})
+    assert (question.answers, question.choices) == (("x", "y"), {})
+
+
+def test_input_beside_an_answer_is_no_question_of_kilt(tmp_path):
+    files = {"passages.jsonl": [PASSAGE]}
+    _, question = read_one(tmp_path, {"id": "1", "input": "Q?", "meta": {}}, **files)
+    assert question.answers == ()
+    with pytest.raises(RagJaxError, match="test.jsonl: has an unknown format"):
+        read_one(tmp_path, {"id": "1", "input": "Q?", "expected_output": "x"}, **files)
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [("True", ("yes", "True")), ("FALSE", ("no", "FALSE")), ("truth", ("truth",)), ("[]", ())],
+)
+def test_true_and_false_in_a_table(tmp_path, cell, answers):
+    table = f"question,answer,passage\nQ?,{cell},Riga is in Latvia.\n"
+    (question,) = read(tmp_path, {"test.csv": table}).questions["test"]
+    assert question.answers == answers
+    (tmp_path / "test.csv").unlink()
+    table = f"qid,question,term,answer\n1,Q?,Riga,{cell}\n"
+    files = {"test.csv": table, "passages.jsonl": [PASSAGE]}
+    if cell in ("truth", "[]"):
+        with pytest.raises(RagJaxError, match="test.csv:2: answer=.* must be true or false"):
+            read(tmp_path, files)
+    else:
+        (question,) = read(tmp_path, files).questions["test"]
+        assert question.answers == answers[:1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"answer": "x", "answers": ["x", "y"]}, ("x", "y")),
+        ({"answer": "x", "answers": None}, ("x",)),
+        ({"answer": "x", "answers": []}, ("x",)),
+        ({"answer": None, "answers": ["y"]}, ("y",)),
+        ({"answer": "UNANSWERABLE"}, ()),
+        ({"answers": ["CANNOTANSWER"]}, ()),
+    ],
+)
+@pytest.mark.parametrize("paragraph", [{}, {"context": "It is."}])
+def test_answers_in_two_fields_or_none(tmp_path, fields, answers, paragraph):
+    row = {"question": "Q?"} | fields | paragraph
+    files = {} if paragraph else {"passages.jsonl": [PASSAGE]}
+    assert read_one(tmp_path, row, **files)[1].answers == answers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["['p1', 'p2']", "{'title': array(['A'], dtype=object)}", '[["A", ["s"]]]', '{"title": []}'],
+)
+def test_a_printed_paragraph(tmp_path, text):
+    row = {"question": "Q?", "answer": "x", "context": text}
+    with pytest.raises(RagJaxError, match="test.jsonl:1: context is a list or an object printed"):
+        read_one(tmp_path, row)
+    row["context"] = "[1] Riga is in Latvia [2]"
+    assert read_one(tmp_path, row)[1].answers == ("x",)
+
+
+def test_questions_that_quac_has_no_answer_to(tmp_path):
+    asked = {"question": "Q?", "id": "q", "answers": [{"text": "CANNOTANSWER"}]}
+    paragraph = {"context": "It is. CANNOTANSWER", "qas": [asked]}
+    document = {"data": [{"title": "T", "paragraphs": [paragraph]}]}
+    (question,) = read(tmp_path, {"test.json": json.dumps(document)}).questions["test"]
+    assert question.answers == ()
+
+
+def test_answers_that_people_added_to_triviaqa(tmp_path):
+    answer = {"Value": "Oslo", "Aliases": ["Oslo"], "HumanAnswers": ["Oslo town"]}
+    document = {"Data": [{"QuestionId": "q", "Question": "Q?", "Answer": answer}]}
+    files = {"test.json": json.dumps(document), "passages.jsonl": [PASSAGE]}
+    (question,) = read(tmp_path, files).questions["test"]
+    assert question.answers == ("Oslo", "Oslo town")
+
+
+def test_another_format_than_the_files_have(tmp_path):
+    rows = [{"question": "Q?", "options": ["x", "y"], "answer": "A"}]
+    files = {"test.jsonl": rows, "passages.jsonl": [PASSAGE]}
+    told = r"no questions in the format 'jsonl' of config.data.format \(test.jsonl: arc\)"
+    with pytest.raises(RagJaxError, match=told):
+        read(tmp_path, files, format="jsonl")
+
+
 def test_several_gold_answers_are_no_choices(tmp_path):
     record = {"question": "Q?", "answer": "x", "answer1": "y", "answer2": "z"}
     _, question = read_one(tmp_path, record, **{"passages.jsonl": [PASSAGE]})
@@ -116,12 +227,18 @@ def test_the_paragraph_of_a_question_with_choices(tmp_path, name):
     assert question.choices == {"A": "x", "B": "y"}
 
 
-@pytest.mark.parametrize("label", [0, "0"])
-def test_a_wrong_candidate_is_no_gold_answer(tmp_path, label):
-    rows = [{"question": "Q?", "answer": text, "label": 1 - i} for i, text in enumerate("xy")]
-    rows[1]["label"] = label
-    with pytest.raises(RagJaxError, match=r"test.jsonl:2: label '?0'? calls the answer a wrong"):
-        read(tmp_path, {"test.jsonl": rows, "passages.jsonl": [PASSAGE]})
+@pytest.mark.parametrize("paragraph", [{}, {"context": "It is."}])
+@pytest.mark.parametrize(
+    "fault",
+    [{"label": 0}, {"label": "0"}, {"label": -1}, {"label": "False"}, {"hallucination": "yes"}],
+)
+def test_a_wrong_candidate_is_no_gold_answer(tmp_path, fault, paragraph):
+    rows = [{"question": "Q?", "answer": "x", "label": 1} | paragraph]
+    rows.append({"question": "R?", "answer": "y"} | paragraph | fault)
+    (name,) = fault
+    files = {} if paragraph else {"passages.jsonl": [PASSAGE]}
+    with pytest.raises(RagJaxError, match=f"test.jsonl:2: {name} .* calls the answer a wrong one"):
+        read(tmp_path, {"test.jsonl": rows} | files)
     with pytest.raises(BadLineError, match="calls the answer a wrong one"):
         tfds.parse(rows[1], Place(tmp_path, 1, 1))
 
@@ -163,6 +280,7 @@ def test_fields_that_are_not_read_are_told(tmp_path, capsys):
         (r"Feb(ruary)?\s*1972", "looks like a regular expression"),
         (r"29,?028|\d+ (feet|ft)", "looks like a regular expression"),
         ("['a', 'b']", "looks like a list that was printed as text"),
+        ("{'aliases': array(['a'], dtype=object)}", "looks like an object that was printed as"),
         ("The", "has no words to match"),
         (r"C:\docs (1990)", None),
         ("What is it (the first)?", None),

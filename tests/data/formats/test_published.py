@@ -636,11 +636,19 @@ def test_a_letter_is_no_answer_without_its_choice(tmp_path):
         read_one(tmp_path, {"id": "q", "question": "Which?", "choice": TEXTS, "answer": "C"})
 
 
-@pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answers": None}])
-def test_a_question_without_an_answer_is_a_bad_line(tmp_path, fields):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "has no 'answers'"),
+        ({"answer": None}, r"answer is null: write \[\] for"),
+        ({"answers": None}, "has no 'answers'"),
+        ({"answer": "a", "answers": ["b"]}, r"answer='a' is not among answers=\['b'\]: keep the"),
+    ],
+)
+def test_a_question_without_an_answer_is_a_bad_line(tmp_path, fields, message):
     asked = [{"id": i, "question": "?"} | f for i, f in enumerate(({"answer": "x"}, fields))]
     files = PASSAGES | {"dev_questions.jsonl": "\n".join(map(json.dumps, asked))}
-    with pytest.raises(RagJaxError, match="questions.jsonl:2: has no 'answers'"):
+    with pytest.raises(RagJaxError, match=f"questions.jsonl:2: {message}"):
         read(tmp_path, files)
 
 
