@@ -2,6 +2,7 @@
 
     python benchmarks/translator.py RUN [--init 1e-7 0.02] [--learning-rate 1e-4] [--epochs=2]
         [--documents N ...] [--held=24] [--out=FILE] -- FLAGS
+    python benchmarks/translator.py RUN --finished [--held=24] [--out=FILE] -- FLAGS
 
 RUN is the work folder of a run of Parametric RAG, FLAGS those that `launch/train.py` made it with.
 For every width of the first weights, learning rate and number of documents a translator is trained
@@ -9,7 +10,9 @@ on documents that have adapters: those of the run's own translator or, without o
 run's questions find. All take as many steps as an epoch of the most documents is long, times the
 epochs. Then other documents are translated, and the rules' questions about them are asked without
 the document: the negative log-likelihood of the answer, a token, with the document's made adapter,
-with another such document's, and with none. No question of the run is asked: this is for choices.
+with another such document's, and with none; and so are those about as many of the documents that
+were trained on, also with their trained adapters. No question of the run is asked: this is for
+choices. With --finished it is the run's own translator that is tried, and nothing is trained.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +37,7 @@ from tqdm import tqdm
 from rag_jax import lora
 from rag_jax.commands.finished import OPENING, find_run
 from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.passages import Passage
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
@@ -49,39 +53,54 @@ from rag_jax.systems.prag.translate import (
     DOCUMENTS,
     ENCODE,
     OTHERS,
+    TRAIN,
     WIDTH,
     make_training,
     translate_batch,
 )
 from rag_jax.systems.prag.translator import list_adapted
+from rag_jax.training.fit import PARAMS
 
 
 class Asked(NamedTuple):
-    """A question about a held-out document: its place, the prompt and the answer as tokens."""
+    """A question about a document: the document's place, the prompt and the answer as tokens."""
 
     document: int
     prompt: list[int]
     answer: list[int]
 
 
+class Tried(NamedTuple):
+    """Documents that a translator is tried on: their states, and questions about them."""
+
+    states: Float[np.ndarray, "H E"]
+    asked: list[Asked]
+
+
 class Lesson(NamedTuple):
-    """What a translator is trained on and tried on."""
+    """What a translator is trained on and tried on: documents, some of them, and others."""
 
     session: Session
     states: Float[np.ndarray, "N E"]
     examples: list[list[list[int]]]
     load: Callable[[int], PyTree]
-    held: Float[np.ndarray, "H E"]
-    asked: list[Asked]
+    seen: list[int]
+    seen_asked: list[Asked]
+    held: Tried
+    finished: PyTree | None
 
 
-def prepare(session: Session, workdir: Path, count: int) -> Lesson:
-    """Reads the run's documents, their examples and adapters, and draws the held-out ones."""
+def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Lesson:
+    """Reads the run's documents, their examples and adapters, and draws those to try.
+
+    Args:
+        finished: whether the run's own translator is wanted.
+    """
     c, format, made = session.config, session.format, session.make_translator()
     taught, stages, encoded = {}, ("augment",), "encode"
     if c.translator.documents:
         taught, stages, encoded = OTHERS, (DOCUMENTS, AUGMENT), ENCODE
-    needed = ("corpus", "retrieve", *stages, encoded)
+    needed = ("corpus", "retrieve", *stages, encoded, *([TRAIN] if finished else []))
     context = open_stages(list_stages(session), workdir, needed)
     session.open_corpus(context.path("corpus", ""))
     documents, augmented = list_augmented(context, session.passages, **taught)
@@ -96,39 +115,46 @@ def prepare(session: Session, workdir: Path, count: int) -> Lesson:
             sys.exit(next(iter(lost.values())))
         return adapters
 
-    drawn = np.random.default_rng(c.seed).permutation(len(others))[:count]
-    held = [others[row] for row in drawn.tolist()]
+    def ask_about(passages: Sequence[Passage]) -> list[Asked]:
+        return [
+            Asked(i, format.encode_prompt(pair.question), format.encode_answer(pair.answer))
+            for i, passage in enumerate(passages)
+            for pair in ask_by_rules(passage, count=c.augment.questions)
+        ]
+
+    rng = np.random.default_rng(c.seed)
+    held = [others[row] for row in rng.permutation(len(others))[:count].tolist()]
+    seen = rng.permutation(len(documents))[:count].tolist()
+    states = made.read_all(documents)
     return Lesson(
         session,
-        made.read_all(documents),
+        states,
         [
             make_examples(format, document, texts, questions=c.augment.questions)
             for document, texts in zip(documents, augmented, strict=True)
         ],
         load,
-        made.read_all(held),
-        [
-            Asked(i, format.encode_prompt(pair.question), format.encode_answer(pair.answer))
-            for i, passage in enumerate(held)
-            for pair in ask_by_rules(passage, count=c.augment.questions)
-        ],
+        seen,
+        ask_about([documents[i] for i in seen]),
+        Tried(made.read_all(held), ask_about(held)),
+        session.make_translator(context.path(TRAIN, PARAMS)).params if finished else None,
     )
 
 
 def train(
-    lesson: Lesson, *, init: float, rate: float, documents: int, steps: int
+    lesson: Lesson, *, init: float, learning_rate: float, trained_on: int, steps: int
 ) -> tuple[PyTree, list[float]]:
     """The translator, trained on a document a step, and the language model's loss of each step.
 
     Args:
-        documents: number of documents to train on; those of a smaller number are of a larger.
+        trained_on: number of documents; those of a smaller number are of a larger.
     """
     session = lesson.session
     c, base = session.config, session.base
-    settings = replace(c.translator, init=init, learning_rate=rate, batch_size=1)
+    settings = replace(c.translator, init=init, learning_rate=learning_rate, batch_size=1)
     options = {"tuning": c.tuning, "translator": settings, "mesh": session.mesh, "seed": c.seed}
     loss, trainable = make_training(base, list_adapted(session.adapter_shapes), **options)
-    optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
+    optimizer = optax.adamw(learning_rate, weight_decay=settings.weight_decay)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: PyTree, state: Any, frozen: PyTree, arrays: dict[str, Any]):
@@ -140,9 +166,9 @@ def train(
     state, losses = optimizer.init(params), []
     width = round_up(max(len(row) for rows in lesson.examples for row in rows), WIDTH)
     rng = np.random.default_rng(c.seed)
-    chosen, epochs = rng.permutation(len(lesson.examples))[:documents], -(-steps // documents)
+    chosen, epochs = rng.permutation(len(lesson.examples))[:trained_on], -(-steps // trained_on)
     order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(chosen).tolist()]
-    name = f"first weights {init:g}, rate {rate:g}, {documents} documents"
+    name = f"first weights {init:g}, rate {learning_rate:g}, {trained_on} documents"
     for epoch, i in tqdm(order[:steps], desc=name, unit="steps"):
         rows = lesson.examples[i]
         tokens, mask = pad_rows([rows[epoch % len(rows)]], width, pad_id=0, batch=1)
@@ -169,16 +195,18 @@ def read_tokens(
     return token_logprobs(logits[:-1].astype(jnp.float32), tokens[0, 1:])
 
 
-def ask(lesson: Lesson, pick: Callable[[int], PyTree]) -> Float[np.ndarray, "H"]:
-    """For each held-out document the mean over its questions of the answers' loss, a token.
+def ask(
+    session: Session, asked: Sequence[Asked], pick: Callable[[int], PyTree]
+) -> Float[np.ndarray, "H"]:
+    """For each document the mean over its questions of the answers' loss, a token.
 
     Args:
-        pick: the adapter that a held-out document's questions are asked with.
+        pick: the adapter that a document's questions are asked with.
     """
-    base, scale = lesson.session.base, lesson.session.config.tuning.scale
-    width = round_up(max(len(a.prompt) + len(a.answer) for a in lesson.asked), WIDTH)
+    base, scale = session.base, session.config.tuning.scale
+    width = round_up(max(len(a.prompt) + len(a.answer) for a in asked), WIDTH)
     losses: dict[int, list[float]] = {}
-    for document, prompt, answer in lesson.asked:
+    for document, prompt, answer in tqdm(asked, unit="questions"):
         arrays = pad_rows([prompt + answer], width, pad_id=0, batch=1)
         adapter = pick(document)
         read = read_tokens(base.model, base.params, adapter, *arrays, scale=scale)
@@ -201,28 +229,55 @@ def count_directions(rows: Float[np.ndarray, "N D"]) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def describe(lesson: Lesson, params: PyTree, alone: Float[np.ndarray, "H"]) -> dict[str, Any]:
-    """What a translator makes of the held-out documents; `alone` are the losses without it."""
-    kernels = list_adapted(lesson.session.adapter_shapes)
-    bank = translate_batch(params, jnp.asarray(lesson.held), kernels=kernels)
-    count = len(lesson.held)
+def weigh(
+    session: Session, asked: Sequence[Asked], make: Callable[[int], PyTree], without: PyTree
+) -> dict[str, Any]:
+    """The losses of questions with their documents' adapters, with another's and with none.
 
-    def pick(row: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[row % count], bank)
+    Args:
+        make: the adapter of a document.
+        without: an adapter that changes nothing.
+    """
+    count = 1 + max(question.document for question in asked)
+    makers = {"none": lambda _: without, "own": make, "other": lambda i: make((i + 1) % count)}
+    losses = {name: ask(session, asked, maker) for name, maker in makers.items()}
+    return {
+        "losses": {name: float(values.mean()) for name, values in losses.items()},
+        "other_minus_own": compare_pairs(losses["other"], losses["own"]),
+    }
 
-    losses = {"none": alone, "own": ask(lesson, pick), "other": ask(lesson, lambda i: pick(i + 1))}
+
+def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
+    """What a translator makes of documents that it did not see, and of some that it did.
+
+    Args:
+        without: an adapter that changes nothing.
+    """
+    session = lesson.session
+    kernels, count = list_adapted(session.adapter_shapes), len(lesson.held.states)
+
+    def translate(states: Float[np.ndarray, "N E"]) -> tuple[PyTree, Callable[[int], PyTree]]:
+        bank = translate_batch(params, jnp.asarray(states), kernels=kernels)
+        return bank, lambda i: jax.tree.map(lambda leaf: leaf[i], bank)
+
+    def load(i: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.seen[i]))
+
+    bank, make = translate(lesson.held.states)
+    _, make_seen = translate(lesson.states[lesson.seen])
     factors = np.concatenate([leaf.reshape(count, -1) for leaf in jax.tree.leaves(bank)], axis=1)
     layer = (max(kernel.layer for kernel in kernels) + 1) // 2
     units, directions = [], []
     for weights in (side for kind in params.values() for side in kind.values()):
         down = np.asarray(weights["down"][layer])
-        inputs = np.concatenate([lesson.held, np.full((count, 1), layer)], axis=1)
+        inputs = np.concatenate([lesson.held.states, np.full((count, 1), layer)], axis=1)
         units.append(((inputs @ down).max(axis=0) > 0).sum() / down.shape[1])
         directions.append(count_directions(down))
     return {
         "documents": count,
-        "losses": {name: float(values.mean()) for name, values in losses.items()},
-        "other_minus_own": compare_pairs(losses["other"], losses["own"]),
+        **weigh(session, lesson.held.asked, make, without),
+        "seen": weigh(session, lesson.seen_asked, make_seen, without),
+        "seen, trained adapters": weigh(session, lesson.seen_asked, load, without),
         "directions_of_adapters": count_directions(factors - factors.mean(axis=0)),
         "directions_of_first_weights": float(np.mean(directions)),
         "units_ever_active": float(np.mean(units)),
@@ -234,6 +289,7 @@ def main() -> None:
     own, flags = split_arguments()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=expand_path)
+    parser.add_argument("--finished", action="store_true", help="try the run's own translator")
     parser.add_argument("--init", type=float, nargs="+", default=[1e-7, 0.02])
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-4])
     parser.add_argument("--epochs", type=int, default=2)
@@ -244,27 +300,35 @@ def main() -> None:
     run, _ = find_run([*flags, f"--workdir={arguments.run}"], OPENING, "ask")
     session, results = run.open_session(), []
     with jax.set_mesh(session.mesh):
-        lesson = prepare(session, run.workdir, arguments.held)
-        counts = arguments.documents or [len(lesson.examples)]
-        if max(counts) > len(lesson.examples):
-            sys.exit(f"--documents: only {len(lesson.examples)} have adapters")
+        lesson = prepare(session, run.workdir, arguments.held, arguments.finished)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
-        alone = ask(lesson, lambda _: nothing)
-        steps = arguments.epochs * max(counts)
-        settings = itertools.product(arguments.init, arguments.learning_rate, counts)
-        for init, rate, documents in settings:
+        facts = {"cosine_of_states": compare_states(lesson.states)}
+        if arguments.finished:
+            facts["trained_on"] = len(lesson.examples)
+            results.append(facts | describe(lesson, lesson.finished, nothing))
+            print(json.dumps(results[-1]), flush=True)
+        for setting in list_settings(arguments, len(lesson.examples)):
             start = time.perf_counter()
-            options = {"init": init, "rate": rate, "documents": documents, "steps": steps}
-            params, losses = train(lesson, **options)
-            seconds = time.perf_counter() - start
-            facts = {"init": init, "learning_rate": rate, "steps": steps}
-            facts |= {"trained_on": documents, "seconds": seconds}
-            facts["cosine_of_states"] = compare_states(lesson.states)
-            facts["last_loss"] = float(np.mean(losses[-documents:]))
-            results.append(facts | describe(lesson, params, alone))
+            params, losses = train(lesson, **setting)
+            found = {**setting, "seconds": time.perf_counter() - start}
+            found["last_loss"] = float(np.mean(losses[-setting["trained_on"] :]))
+            results.append(facts | found | describe(lesson, params, nothing))
             print(json.dumps(results[-1]), flush=True)
     machine = describe_machine(["jax"])
     write_report(arguments.out, environment=machine, results=results)
+
+
+def list_settings(arguments: argparse.Namespace, available: int) -> list[dict[str, Any]]:
+    """The settings of each training; none for a finished translator."""
+    if arguments.finished:
+        return []
+    counts = arguments.documents or [available]
+    if max(counts) > available:
+        sys.exit(f"--documents: only {available} have adapters")
+    steps = arguments.epochs * max(counts)
+    settings = itertools.product(arguments.init, arguments.learning_rate, counts)
+    names = ("init", "learning_rate", "trained_on")
+    return [{**dict(zip(names, setting, strict=True)), "steps": steps} for setting in settings]
 
 
 if __name__ == "__main__":

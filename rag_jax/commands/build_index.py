@@ -7,11 +7,11 @@
 
 The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
 FlashRAG's or KILT's format, plain or compressed with gzip, bzip2, xz or Zstandard; or documents. A
-bad line is reported with its number, and --bad_lines of them are skipped. The index is written to DIR/stages/index/index, and the passages, in the order
-of the index's rows, to DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names
-another folder. The same command again continues where the last one stopped; with other files or
-settings it redoes only what depends on them. --executor=ray has workers encode the passages, as in
-launch/train.py.
+bad line is reported with its number, and --bad_lines of them are skipped. The index is written to
+DIR/stages/index/index, and the passages, in the order of the index's rows, to
+DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names another folder. The
+same command again continues where the last one stopped; with other files or settings it redoes only
+what depends on them. --executor=ray has workers encode the passages, as in launch/train.py.
 
 Ends with the size, the time, the bytes and, for an approximate index, the share of the exact ten
 best passages that it finds for 256 of the passages. docs/library/retrieval.md says when to use

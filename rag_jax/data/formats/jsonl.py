@@ -144,17 +144,16 @@ def read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
             several `answers`.
     """
     record = dpr.parse_cells(record, ("answer", "answers", "answer_aliases"), place)
-    if record.get("answer") is None:
-        answers = _read_listed(record, place)
-    else:
+    answer, listed = record.get("answer"), record.get("answers")
+    if answer is not None and not listed:
         answers = _spell_truth(get_answers(record, place), place)
-        if listed := record.get("answers"):
-            if not {*answers} <= {*get_texts(record, "answers", place)}:
-                raise BadLineError(
-                    f"{place}: answer={record['answer']!r:.40} is not among answers="
-                    f"{listed!r:.60}: keep the field with the right ones"
-                )
-            answers = _read_listed(record, place)
+    else:
+        answers = _read_listed(record, place)
+        if not {*get_answers({"answer": answer}, place)} <= {*(listed or ())}:
+            raise BadLineError(
+                f"{place}: answer={answer!r:.40} is not among answers={listed!r:.60}: keep the "
+                "field with the right ones"
+            )
     return tuple(answer for answer in answers if answer not in NO_ANSWERS)
 
 

@@ -109,7 +109,7 @@ class Translator:
         passages: Sequence[Passage] = (),
         batch_size: int = 16,
     ):
-        self._base, self._format, self.kernels, self._params = base, format, kernels, params
+        self._base, self._format, self.kernels, self.params = base, format, kernels, params
         self._passages, self.batch_size = passages, batch_size
 
     @cached_property
@@ -138,7 +138,7 @@ class Translator:
         states = self.read_all(passages)
         if rows is not None:
             states = np.pad(states, [(0, rows - len(states)), (0, 0)])
-        return translate_batch(self._params, jnp.asarray(states), kernels=self.kernels)
+        return translate_batch(self.params, jnp.asarray(states), kernels=self.kernels)
 
     # As an `AdapterStore`.
 

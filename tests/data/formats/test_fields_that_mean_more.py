@@ -162,6 +162,7 @@ def test_true_and_false_in_a_table(tmp_path, cell, answers):
     ("fields", "answers"),
     [
         ({"answer": "x", "answers": ["x", "y"]}, ("x", "y")),
+        ({"answer": "x", "answers": ["x"], "answer_aliases": ["z"]}, ("x", "z")),
         ({"answer": "x", "answers": None}, ("x",)),
         ({"answer": "x", "answers": []}, ("x",)),
         ({"answer": None, "answers": ["y"]}, ("y",)),
