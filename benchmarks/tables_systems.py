@@ -311,13 +311,18 @@ def list_first_weights() -> Rows:
 
 def list_translators() -> Rows:
     """What made adapters reach, by the number of documents that the translator is trained on."""
-    rows = [["documents", *(PRAG_TRANSLATED[name] for name in _MADE)]]
+    rows = [["data", "documents", *(PRAG_TRANSLATED[name] for name in _MADE)]]
     rows[0].append("own - random documents'")
-    for documents in (100, 300):
-        run = read_run(f"prag_translator_{documents}")
+    runs = {
+        "prag_translator_100": (ENCYCLOPEDIA, 100),
+        "prag_translator_300": (ENCYCLOPEDIA, 300),
+        "prag_translator_squad": ("SQuAD", 999),
+    }
+    for name, (data, documents) in runs.items():
+        run = read_run(name)
         pair = run["paired"]["rows"]["translated_random"]["exact_match"]
         cells = [format_cell("exact_match", run["methods"][n], "exact_match") for n in _MADE]
-        rows.append([str(documents), *cells, format_pair(pair, sign=-1)])
+        rows.append([data, str(documents), *cells, format_pair(pair, sign=-1)])
     return rows
 
 
@@ -366,6 +371,12 @@ TABLES: dict[str, Callable[[], Rows]] = {
         {"": "prag_translator_300"}, PRAG, PRAG_TRANSLATED, score="exact_match"
     ),
     "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match", "match"),
+    "prag_translated_squad": lambda: list_methods(
+        {"": "prag_translator_squad"}, PRAG, PRAG_TRANSLATED, score="exact_match"
+    ),
+    "prag_translated_squad_pairs": lambda: list_pairs(
+        "prag_translator_squad", "exact_match", "match"
+    ),
     "prag_conflict": list_conflict,
     "prag_translators": list_translators,
     "prag_coverage": list_prag_coverage,

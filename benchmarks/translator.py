@@ -78,14 +78,18 @@ class Tried(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a translator is trained on and tried on: documents, some of them, and others."""
+    """What a translator is trained on and tried on: documents, some of them, and others.
+
+    Attributes:
+        places: of the seen documents among all.
+    """
 
     session: Session
     states: Float[np.ndarray, "N E"]
     examples: list[list[list[int]]]
     load: Callable[[int], PyTree]
-    seen: list[int]
-    seen_asked: list[Asked]
+    places: list[int]
+    seen: Tried
     held: Tried
     finished: PyTree | None
 
@@ -125,7 +129,8 @@ def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Less
     rng = np.random.default_rng(c.seed)
     held = [others[row] for row in rng.permutation(len(others))[:count].tolist()]
     seen = rng.permutation(len(documents))[:count].tolist()
-    states = made.read_all(documents)
+    # For a finished translator those that it is tried on are enough.
+    states = made.read_all([documents[i] for i in seen] if finished else documents)
     return Lesson(
         session,
         states,
@@ -135,7 +140,7 @@ def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Less
         ],
         load,
         seen,
-        ask_about([documents[i] for i in seen]),
+        Tried(states if finished else states[seen], ask_about([documents[i] for i in seen])),
         Tried(made.read_all(held), ask_about(held)),
         session.make_translator(context.path(TRAIN, PARAMS)).params if finished else None,
     )
@@ -261,10 +266,10 @@ def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
         return bank, lambda i: jax.tree.map(lambda leaf: leaf[i], bank)
 
     def load(i: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.seen[i]))
+        return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.places[i]))
 
     bank, make = translate(lesson.held.states)
-    _, make_seen = translate(lesson.states[lesson.seen])
+    _, make_seen = translate(lesson.seen.states)
     factors = np.concatenate([leaf.reshape(count, -1) for leaf in jax.tree.leaves(bank)], axis=1)
     layer = (max(kernel.layer for kernel in kernels) + 1) // 2
     units, directions = [], []
@@ -276,8 +281,8 @@ def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
     return {
         "documents": count,
         **weigh(session, lesson.held.asked, make, without),
-        "seen": weigh(session, lesson.seen_asked, make_seen, without),
-        "seen, trained adapters": weigh(session, lesson.seen_asked, load, without),
+        "seen": weigh(session, lesson.seen.asked, make_seen, without),
+        "seen, trained adapters": weigh(session, lesson.seen.asked, load, without),
         "directions_of_adapters": count_directions(factors - factors.mean(axis=0)),
         "directions_of_first_weights": float(np.mean(directions)),
         "units_ever_active": float(np.mean(units)),

@@ -43,6 +43,9 @@ def launch(*arguments, workdir):
             "config.sources[0].nme: no such field; did you mean config.sources[0].name?",
         ),
         ([CONFIG, "--config.sources[9].name=x"], "config.sources[9]: no such entry"),
+        ([CONFIG, "--config.sources[-1].name=x"], "config.sources[-1]: no such entry"),
+        ([CONFIG, "--noconfig.ablations=true"], "--noconfig.ablations=true: takes no value; leave"),
+        ([CONFIG, "--nooverwrite=1"], "--nooverwrite=1: takes no value; leave it out"),
         ([CONFIG, "--config.stage1=1"], "config.stage1: a group of fields (batch_size, "),
         ([CONFIG, "--config.seed"], "config.seed: has no value"),
         ([CONFIG, "--config.seed=1.5"], "--config.seed=1.5: invalid literal for int()"),
@@ -199,6 +202,7 @@ def test_a_mistake_in_an_evaluation(monkeypatch, arguments, message):
     [
         ([], "runs/dpr", "runs/dpr-x"),
         (["--workdir=w", "--split=dev"], "w", "w-x"),
+        (["--workdir=."], ".", f"{ROOT}-x"),
         (["--untrained"], None, "runs/dpr-untrained-x"),
         (["--untrained", "--out=o", "--overwrite"], None, "o"),
     ],
@@ -210,11 +214,12 @@ def test_where_an_evaluation_goes(monkeypatch, arguments, workdir, out):
     monkeypatch.setattr(
         pipeline, "evaluate_on", lambda *given, **more: called.append((given, more))
     )
-    evaluate.main(["--config=configs/dpr.py", "--data=a/x", *arguments])
+    read = ["--format=jsonl", "--config.data.bad_lines=2", "--config.data.passage_words=50"]
+    evaluate.main(["--config=configs/dpr.py", "--data=a/x", *read, *arguments])
     ((given, more),) = called
     assert given[1:] == (
         workdir and Path(workdir),
-        DataConfig(path="a/x"),
+        DataConfig(path="a/x", format="jsonl", bad_lines=2, passage_words=50),
         "dev" if "--split=dev" in arguments else "test",
         Path(out),
     )

@@ -23,6 +23,7 @@ from typing import Any, get_args, get_type_hints
 
 from rag_jax.config import IndexConfig
 from rag_jax.pipeline import command, executors
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
 
@@ -45,6 +46,9 @@ def read(arguments: list[str]) -> dict[str, Any]:
     for name in executors.FLAGS:
         parser.add_argument(f"--{name}")
     settings = vars(parser.parse_args(arguments))
+    for name, least in {"max_length": 3, "bad_lines": 0}.items():
+        if settings[name] < least:
+            raise RagJaxError(f"--{name}={settings[name]}: must be at least {least}")
     workers = executors.read_executor({name: settings.pop(name) for name in executors.FLAGS})
     return settings | {"workdir": command.read_path(settings, "workdir"), "workers": workers}
 

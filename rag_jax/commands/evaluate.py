@@ -1,13 +1,15 @@
 """Evaluates a finished work folder on another dataset, with the dataset's passages as the corpus.
 
     python launch/evaluate.py --config=configs/srrag.py[:preset] [--config.field=value ...]
-        [--workdir=DIR | --untrained] --data=FOLDER [--split=test] [--entries=N] [--out=DIR]
-        [--overwrite]
+        [--workdir=DIR | --untrained] --data=FOLDER [--format=auto] [--split=test] [--entries=N]
+        [--out=DIR] [--overwrite]
 
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
 trained, and nothing is written into that folder: the trained models are read from it, and what
 depends on the passages, such as an index, a trie or the adapters of documents, is made anew.
-Questions and passages are read as --config.data.path would read them. report.json, report.html and
+Questions and passages are read as --config.data.path would read them, in the --format that
+--config.data.format names, and with the other settings of config.data that say how, such as
+--config.data.bad_lines. report.json, report.html and
 predictions are written into the folder --out or, without the flag, next to the work folder, with
 the dataset's name after the folder's own. The same command again continues there, and makes anew
 what was built on a stage that has been trained again since. Results on other data, or of other
@@ -31,6 +33,7 @@ from rag_jax.systems import list_systems, open_room
 OPTIONS = {
     "workdir": "the work folder",
     "data": "the dataset's folder",
+    "format": "the format of its questions",
     "split": "which of its questions: test or dev",
     "entries": "number of its training questions that SR-RAG's datastore grows by",
     "out": "the folder for the report",
@@ -58,13 +61,16 @@ def main(arguments: list[str]) -> None:
             raise RagJaxError("--untrained: takes no work folder; leave --workdir out")
         beside, workdir = Path(f"{workdir}-untrained-{name}"), None
     else:
-        beside = Path(f"{workdir}-{name}")
+        named = workdir if workdir.name not in ("", "..") else workdir.resolve()
+        beside = Path(f"{named}-{name}")
     out = command.read_path(options, "out") or beside
     # Imported here because it takes a second; see `command`.
     from rag_jax.config import DataConfig
 
     command.keep_programs()
-    inputs = config, workdir, DataConfig(path=str(data)), split, out
+    read = {name: config.data[name] for name in ("bad_lines", "passage_words", "seed")}
+    dataset = DataConfig(path=str(data), format=options["format"] or "auto", **read)
+    inputs = config, workdir, dataset, split, out
     more = {"overwrite": options["overwrite"]}
     if entries:
         open_room(system, "entries").evaluate_with_entries(*inputs, entries=entries, **more)

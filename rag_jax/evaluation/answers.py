@@ -18,7 +18,7 @@ import numpy as np
 import regex
 from jaxtyping import Bool, Float
 
-from rag_jax.data.matching import normalize_answer
+from rag_jax.data.matching import normalize_answer, normalize_text
 from rag_jax.data.words import space_characters
 from rag_jax.evaluation.choices import pick_choice
 from rag_jax.evaluation.texts import (
@@ -38,9 +38,10 @@ _AFTER_NO = (
 )
 _SAID = re.compile(rf"\byes\b|\bno\b(?=\s*(?:[^\w\s]|\n|\Z)|\s+(?:{_AFTER_NO})\b)")
 _CONCLUDED = re.compile(r"\banswer(?:\s+is)?\W{1,4}(yes|no)\b")
+_NAMED_A = re.compile(r"\w\W{1,3}A\W{0,3}\Z")
 # Punctuation that stands between two words, but not within numbers such as "3.5".
 _BETWEEN = regex.compile(
-    r"</?\w+>|(?<![0-9])[.,/:;]|[.,/:;](?![0-9])|['\u2019](?=s\b)|[\u2013\u2014*(){}\[\]|\"\u201c\u201d\u2026!?=]"
+    r"</?\w+>|(?<![0-9])[.,/:;]|[.,/:;](?![0-9])|['\u2019](?=s\b)|[\u2013\u2014*(){}\[\]|\"\u201c\u201d\u2026!?=]|(?<=[0-9]{4})-(?=[0-9])|\p{Sc}"
 )
 
 
@@ -96,16 +97,24 @@ def match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _match(prediction: str, answer: str) -> float:
-    predicted, words = normalize_pair(prediction, answer)
+    predicted, words = _normalize_named(prediction, answer)
     if not normalize_answer(answer) and predicted != words:
         spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
         return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
     if words in _VERDICTS:
         return float(_find_verdict(prediction) == words)
-    divided, _ = normalize_pair(_BETWEEN.sub(" ", prediction), answer)
+    divided, _ = _normalize_named(_BETWEEN.sub(" ", prediction), answer)
     spaced = (" ".join(space_characters(text).split()) for text in (words, predicted, divided))
     words, *readings = (f" {text} " for text in spaced)
     return float(bool(words.strip()) and any(words in reading for reading in readings))
+
+
+def _normalize_named(prediction: str, answer: str) -> tuple[str, str]:
+    """As `normalize_pair`, but of an "A" that ends an answer, which is a name as in "Vitamin A"."""
+    if not _NAMED_A.search(answer):
+        return normalize_pair(prediction, answer)
+    predicted, words = (normalize_text(text, keep_articles=True) for text in (prediction, answer))
+    return predicted, re.sub(r"^(an?|the) (?=\w+ )", "", words)
 
 
 def _find_verdict(prediction: str) -> str | None:

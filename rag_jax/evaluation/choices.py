@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
@@ -79,7 +79,7 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
 
     The first rule that applies decides:
 
-    1. The prediction consists of a label.
+    1. The prediction consists of a label, or else of the text of one choice, with its signs.
     2. The prediction calls a label the final answer, option or choice.
     3. It begins with a label, as in "B) Sea" or a first line "B", unless it lists the choices.
     4. Its last line is a label.
@@ -105,6 +105,10 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     for text in (prediction, prediction := _plain(prediction, choices)):
         if (stripped := text.strip(" \n.:()").casefold()) in labels:
             return labels[stripped]
+    for text in map(_keep_signs, (prediction, prediction.rstrip().removesuffix("."))):
+        same = [x for x, own in choices.items() if text and _keep_signs(own) == text]
+        if len(same) == 1:
+            return same[0]
     spelled = _Spelling(choices)
     prediction = _drop_questions(prediction, choices)
     called, named = _find_words(prediction, choices)
@@ -250,6 +254,9 @@ def _find_words(
         for x, text in words.items()
         if text
     }
+    # As of "C" in "C#", which are no words apart.
+    spans = [span for own in places.values() for span in own]
+    places = {x: [s for s in own if not _is_inside(s, spans)] for x, own in places.items()}
     present = [x for x in places if places[x]]
     longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
     found, called = [], []
@@ -276,7 +283,13 @@ def _find_words(
 def _keep_signs(text: str) -> str:
     """A text in small letters, without apostrophes, whose other signs stay."""
     text = unicodedata.normalize("NFKC", text).translate(_DASHES).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|\s(?=%)", "", text)
     return " ".join(re.sub("['\u2019]", "", text).split())
+
+
+def _is_inside(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> bool:
+    start, end = span
+    return any(first <= start and end <= last and (first, last) != span for first, last in others)
 
 
 def _is_within(words: str, others: str) -> bool:

@@ -53,6 +53,9 @@ def read_command(
 
     file = find_config_file(arguments)
     arguments = [_name_config(argument, file) for argument in arguments]
+    for argument in arguments:
+        if re.match(rf"--?no(config\..*|{'|'.join(switches or ('(?!)',))})=", argument):
+            raise RagJaxError(f"{argument}: takes no value; leave it out, or leave out the 'no'")
     try:
         overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
         others = [a for a in arguments if a not in overrides]
@@ -154,10 +157,10 @@ def _find_group(config: Any, override: str) -> tuple[Any, Any]:
     if given is None:
         raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
     group, place, value, so_far = None, None, config, "config"
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+    for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
         group = value
         if index:
-            if not isinstance(value, tuple | list) or int(index) >= len(value):
+            if not isinstance(value, tuple | list) or not 0 <= int(index) < len(value):
                 raise RagJaxError(f"{so_far}[{index}]: no such entry")
             place, so_far = int(index), f"{so_far}[{index}]"
         else:

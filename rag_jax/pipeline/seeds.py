@@ -17,6 +17,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_jsonl, write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.settings import LARGEST_SEED
 from rag_jax.runtime.terminal import write_text
 
 _PAIRED = (
@@ -51,6 +52,8 @@ def run_seeds(
     Raises:
         RagJaxError: as a run, or the runs answered other questions.
     """
+    if (last := config.seed + count - 1) > LARGEST_SEED:
+        raise RagJaxError(f"--seeds={count}: the last seed, {last}, is above {LARGEST_SEED}")
     workdir, seeds = Path(workdir), list(range(config.seed, config.seed + count))
     folders = [workdir, *(workdir / "seeds" / str(seed) for seed in seeds[1:])]
     reports = []

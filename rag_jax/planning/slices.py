@@ -38,6 +38,9 @@ class Slice:
         return AbstractMesh(tuple(axes.values()), names, axis_types=types, abstract_device=device)
 
 
+_CUBES = ("v4", "v5p")  # chips whose slices have three sides
+
+
 def read_slice(topology: str | None) -> Slice:
     """The slice of a name, CHIP:AxB or CHIP:AxBxC; without a name one CPU.
 
@@ -47,7 +50,7 @@ def read_slice(topology: str | None) -> Slice:
     if topology is None:
         return Slice("cpu", 1)
     found = re.fullmatch(r"(\w+):([1-9]\d{0,3}(?:x[1-9]\d{0,3}){1,2})", topology)
-    if not found or found[1] not in CHIPS:
+    if not found or found[1] not in CHIPS or (topology.count("x") == 2 and found[1] not in _CUBES):
         raise RagJaxError(
             f"--topology={topology}: no such slice; write CHIP:AxB such as v5e:8x8 or, for v4 and "
             f"v5p, CHIP:AxBxC (the chips are {', '.join(CHIPS)})"

@@ -45,7 +45,8 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, (1 << 32) - 1)]  # what a key of JAX is made of
+LARGEST_SEED = (1 << 32) - 1  # what a key of JAX is made of
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
 Fraction = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]

@@ -84,6 +84,9 @@ def test_files_of_an_index_in_the_home_folder(home, monkeypatch):
     monkeypatch.setattr(command, "keep_programs", lambda: None)
     with pytest.raises(RagJaxError, match=f"{home}/none.jsonl: cannot be read"):
         build_index.main(["~/none.jsonl", f"--encoder={home}", "--workdir=~/index"])
+    for flag, least in (("--max_length=2", 3), ("--bad_lines=-5", 0)):
+        with pytest.raises(RagJaxError, match=f"^{flag}: must be at least {least}$"):
+            build_index.main(["none.jsonl", flag])
 
 
 def test_data_in_the_home_folder(home):

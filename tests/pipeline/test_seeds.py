@@ -119,3 +119,11 @@ def test_what_does_not_depend_on_the_seed_is_made_once(tmp_path, capsys):
     run_seeds(run, lambda config: SPEC, config, tmp_path, 3)
     assert not ran and read_json(shared / "below" / "out") == [4]
     assert config.seed == 4
+
+
+def test_seeds_beyond_the_largest_are_told_before_the_first_run(tmp_path):
+    run = lambda *_, **__: pytest.fail("nothing is to run")  # noqa: E731
+    config = ConfigDict({"seed": 2**32 - 2})
+    for count, last in ((3, 2**32), (10**12, 2**32 - 3 + 10**12)):
+        with pytest.raises(RagJaxError, match=f"--seeds={count}: the last seed, {last}, is above"):
+            run_seeds(run, lambda config: SPEC, config, tmp_path, count)

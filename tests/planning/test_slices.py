@@ -17,7 +17,9 @@ def test_devices_are_counted():
     }
 
 
-@pytest.mark.parametrize("name", ["h200:8x8", "v5e", "v5e:8", "v5e:0x4", "v5e:4x4 ", "v9:4x4", ""])
+@pytest.mark.parametrize(
+    "name", ["h200:8x8", "v5e", "v5e:8", "v5e:0x4", "v5e:4x4 ", "v9:4x4", "v5e:8x8x8", ""]
+)
 def test_a_slice_that_is_not_known(name):
     with pytest.raises(RagJaxError, match=f"^--topology={name}: no such slice; write CHIP:AxB"):
         read_slice(name)
