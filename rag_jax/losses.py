@@ -194,7 +194,7 @@ def rag_sequence_nll(
     *,
     smoothing: float = 0.0,
     vocab_sums: Float[Array, "B K T"] | None = None,
-    vocab_size: int = 1,
+    vocab_size: int | None = None,
 ) -> Float[Array, "B"]:
     """RAG-Sequence: `-log sum_z p(z|x) prod_t p(y_t|x,z,y_<t)`, in nats, one value per question.
 
@@ -212,7 +212,11 @@ def rag_sequence_nll(
         smoothing: `e`. 0 disables smoothing.
         vocab_sums: log-probabilities summed over the vocabulary; required for smoothing.
         vocab_size: `V`; required for smoothing.
+
+    Raises:
+        ValueError: one of the two is missing with smoothing.
     """
+    _check_smoothing(smoothing, vocab_sums, vocab_size)
     prior = jax.nn.log_softmax(doc_scores, axis=-1)
 
     def marginalise(logprobs, power):
@@ -234,7 +238,7 @@ def rag_token_nll(
     *,
     smoothing: float = 0.0,
     vocab_sums: Float[Array, "B T"] | None = None,
-    vocab_size: int = 1,
+    vocab_size: int | None = None,
 ) -> Float[Array, "B"]:
     """RAG-Token: `-sum_t log sum_z p(z|x) p(y_t|x,z,y_<t)`, in nats, one value per question.
 
@@ -244,7 +248,11 @@ def rag_token_nll(
     Args:
         vocab_sums: log-probabilities of the mixture (`mix_documents`), summed over the vocabulary;
             required for smoothing.
+
+    Raises:
+        ValueError: as `rag_sequence_nll`.
     """
+    _check_smoothing(smoothing, vocab_sums, vocab_size)
     # Masked before they are mixed: of what is not a number there the gradient would be none.
     scored = jnp.where(mask[:, None], token_logprobs, 0.0)
     nll = -(mix_documents(doc_scores, scored) * mask).sum(axis=-1)
@@ -252,6 +260,11 @@ def rag_token_nll(
         return nll
     smooth = -jnp.where(mask, vocab_sums, 0.0).sum(axis=-1)
     return (1 - smoothing) * nll + smoothing / vocab_size * smooth
+
+
+def _check_smoothing(smoothing: float, vocab_sums: Array | None, vocab_size: int | None) -> None:
+    if smoothing and (vocab_sums is None or vocab_size is None):
+        raise ValueError("smoothing needs vocab_sums and vocab_size: give both")
 
 
 @checked

@@ -280,6 +280,9 @@ def test_rag_marginals_by_enumeration(seed):
             *arrays, mask, smoothing=0.1, vocab_sums=jnp.asarray(sums, jnp.float32), vocab_size=5
         )
         close(smoothed, 0.9 * wanted[place] + 0.1 / 5 * wanted[place + 2])
+        for some in ({}, {"vocab_sums": jnp.asarray(sums, jnp.float32)}, {"vocab_size": 5}):
+            with pytest.raises(ValueError, match="smoothing needs vocab_sums and vocab_size"):
+                loss(*arrays, mask, smoothing=0.1, **some)
 
 
 def test_rag_marginals_of_one_token_or_one_document_are_the_same():

@@ -92,7 +92,8 @@ def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
     """
     rows = cache.position.shape[0] * times
     if isinstance(model, Decoder) and cache.prefix is None:
-        return init_cache(model, rows, dtype=cache.layers[0][0].dtype, prefix=cache)
+        read = cache if cache.num_slots else None  # an empty cache is nobody's prefix
+        return init_cache(model, rows, dtype=cache.layers[0][0].dtype, prefix=read)
     layers, token_mask, position = jax.tree.map(
         lambda leaf: jnp.repeat(leaf, times, axis=0),
         (cache.layers, cache.token_mask, cache.position),

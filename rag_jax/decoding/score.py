@@ -52,8 +52,13 @@ def score_continuation(
         tokens: padded on the right, where `mask` is False.
         given: number of leading tokens that are read but not scored, such as a cue. At least 1: the
             cache does not hold the logits of the first token.
+
+    Raises:
+        ValueError: `given` is below 1, or leaves nothing to score.
     """
     rows, width = tokens.shape
+    if not 1 <= given < width:
+        raise ValueError(f"given is {given}: it must be from 1 to {width - 1}, below the tokens")
     at = jnp.tile(jnp.arange(given - 1, width - 1)[None], (rows, 1))
     return score_text(model, params, cache, tokens, mask, at, tokens[:, given:], mask[:, given:])
 

@@ -24,7 +24,7 @@ def stream(
     mask: Bool[Array, "B T"],
     *,
     max_tokens: int,
-    stop_ids: tuple[int, ...],
+    stop_ids: Sequence[int],
     every: int = 4,
 ) -> Iterator[Decoded]:
     """Reads `tokens` after a cache and continues greedily; writes the same tokens as `decode`.
@@ -38,6 +38,7 @@ def stream(
     Yields:
         The tokens written so far, after every `every` tokens and at the end.
     """
+    stop_ids = tuple(map(int, stop_ids))  # also of an array, which no program can be kept under
     state = _start(model, params, cache, tokens, mask, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
         limit = min(limit, max_tokens)

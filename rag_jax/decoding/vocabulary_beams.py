@@ -209,7 +209,7 @@ def beam_search(
     check_beams(config)
     check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size, stop_ids=stop_ids)
     results: list[list[tuple[list[int], float]]] = [[] for _ in prompts]
-    settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "config": config}
+    settings = {"max_tokens": max_tokens, "stop_ids": tuple(map(int, stop_ids)), "config": config}
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
         beams = fetch(_search_batch(model, params, *shard_batch(arrays), **settings))
         for b, i in enumerate(rows):

@@ -95,14 +95,14 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
         # Some libraries keep functions in their trees, which have no `ndim`.
         if getattr(leaf, "ndim", 0) < 2 or not re.fullmatch(targets, _join(path)):
             continue
-        draw = jax.random.fold_in(key, count)
-        count += 1
+        draw, count = jax.random.fold_in(key, count), count + 1
         inputs, *outputs = leaf.shape
-        a = jax.random.uniform(draw, (inputs, rank), leaf.dtype, -1.0, 1.0) * inputs**-0.5
+        dtype = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.float32  # of int8
+        a = jax.random.uniform(draw, (inputs, rank), dtype, -1.0, 1.0) * inputs**-0.5
         node = adapter
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = {"a": a, "b": jnp.zeros((rank, *outputs), leaf.dtype)}
+        node[path[-1]] = {"a": a, "b": jnp.zeros((rank, *outputs), dtype)}
     if not count:
         raise ValueError(f"no matrix of the parameters matches the targets {targets!r}")
     return adapter
@@ -306,9 +306,9 @@ def _join(path: Sequence[Any]) -> str:
 
 
 def _list_leaves(tree: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Yields the path and value of every leaf; dicts in insertion order, which JAX would sort."""
+    """Yields the path and value of every leaf; of dicts in the order of JAX, by their names."""
     if isinstance(tree, Mapping):
-        for name, node in tree.items():
+        for name, node in sorted(tree.items(), key=lambda item: str(item[0])):
             yield from _list_leaves(node, (*path, name))
     else:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):

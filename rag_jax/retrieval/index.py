@@ -173,13 +173,18 @@ class Index:
         if isinstance(which, str):
             raise RagJaxError(f"{which!r} is one string: pass a list of ids")
         if self.ids is None:
-            rows, kind = range(self.size), "row"
-        else:
-            rows, kind = {id: row for row, id in enumerate(self.ids)}, "id"
-        for key in which:
-            if key not in rows:
-                raise RagJaxError(f"{kind} {key!r} is not in the index")
-        return [rows[key] for key in which]
+            rows = np.asarray(which)
+            if rows.size and (rows.ndim != 1 or rows.dtype.kind not in "iu"):
+                raise RagJaxError("rows must be a list of integers: of a mask take np.flatnonzero")
+            for row in rows.tolist():
+                if not 0 <= row < self.size:
+                    raise RagJaxError(f"row {row} is not in the index")
+            return list(map(int, rows))
+        places = {id: row for row, id in enumerate(self.ids)}
+        for id in which:
+            if id not in places:
+                raise RagJaxError(f"id {id!r} is not in the index")
+        return [places[id] for id in which]
 
     def _check_width(self, matrix: Float[np.ndarray, "M D"], name: str) -> None:
         if matrix.shape[1] != self.width:
@@ -205,8 +210,10 @@ class Index:
         """
         queries = check_matrix(queries, "queries")
         self._check_width(queries, "queries")
-        if not isinstance(k, int | np.integer) or not 1 <= k <= self.size:
+        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not is_number or not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
+        k = int(k)
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
         rows = BACKENDS[self.backend].search(self.searcher, queries, k, self.size)

@@ -235,8 +235,14 @@ def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]
 
 
 def shardings_of(tree: PyTree) -> Shardings:
-    """Shardings of a tree's leaves, as a hashable tuple for a static argument of `jax.jit`."""
-    return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+    """Shardings of a tree's leaves, as a hashable tuple for a static argument of `jax.jit`.
+
+    Within another program leaves have none, and neither has the tuple.
+    """
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return ()
+    return tuple(leaf.sharding for leaf in leaves)
 
 
 def constrain(tree: PyTree[Array], shardings: Shardings) -> PyTree[Array]:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tiny import make_decoder, make_rows, read_row
 
 from rag_jax.decoding.cache import append, grow, init_cache, write
+from rag_jax.decoding.score import score_continuation
+from rag_jax.losses import token_logprobs
 
 MODEL, PARAMS = make_decoder()
 APPEND = jax.jit(partial(append, MODEL), static_argnames="return_layer")
@@ -160,3 +162,16 @@ def test_bfloat16_cache():
     expected = read_row(MODEL, params, tokens[0])[1]
     assert output.hidden.dtype == jnp.bfloat16
     assert np.abs(np.asarray(output.hidden[0], np.float32) - expected).mean() < 0.05
+
+
+def test_a_text_is_scored_after_an_empty_cache():
+    tokens = jnp.asarray(make_rows([5, 5]), jnp.int32)
+    mask = jnp.asarray([[True] * 5, [True] * 4 + [False]])
+    logits = MODEL.apply({"params": PARAMS}, tokens, mask=mask)
+    logprobs = token_logprobs(logits[:, :-1], tokens[:, 1:]) * mask[:, 1:]
+    score = partial(score_continuation, MODEL, PARAMS, init_cache(MODEL, 2), tokens, mask)
+    close(score(), logprobs.sum(axis=1))
+    close(score(given=3), logprobs[:, 2:].sum(axis=1))
+    for wrong in (0, -1, 5, 6):
+        with pytest.raises(ValueError, match=f"given is {wrong}: it must be from 1 to 4"):
+            score(given=wrong)

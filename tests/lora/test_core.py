@@ -45,6 +45,20 @@ def test_init_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, folded, PARAMS)
 
 
+def test_init_is_the_same_within_a_program_and_after_a_transformation():
+    """Which sort the names of a tree."""
+    params = {name: {"kernel": jnp.ones((4, 3))} for name in ("up", "gate", "down")}
+    make = partial(lora.init, jax.random.key(0), targets=ALL, rank=2)
+    for other in (jax.jit(make)(params), make(jax.tree.map(jnp.copy, params))):
+        jax.tree.map(np.testing.assert_array_equal, make(params), other)
+
+
+def test_init_over_integers_is_in_float32():
+    params = {"up": {"kernel": jnp.ones((4, 3), jnp.int8)}}
+    adapter = lora.init(jax.random.key(0), params, targets=ALL, rank=2)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(adapter)} == {"float32"}
+
+
 def test_init_draws_within_the_bound_and_each_matrix_its_own():
     wide = {"x": {"kernel": jnp.zeros((400, 50))}, "y": {"kernel": jnp.zeros((400, 60))}}
     adapter = lora.init(jax.random.key(0), wide, targets=ALL, rank=8)

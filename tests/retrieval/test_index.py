@@ -596,7 +596,7 @@ def test_another_corpus_is_refused(tmp_path):
         (lambda i, _: i.remove("p3"), "'p3' is one string: pass a list of ids"),
         (lambda _, j: j.remove([20]), "row 20 is not in the index"),
         (lambda _, j: j.remove([-1]), "row -1 is not in the index"),
-        (lambda _, j: j.remove(["p3"]), "row 'p3' is not in the index"),
+        (lambda _, j: j.remove(["p3"]), "rows must be a list of integers: of a mask"),
         (lambda i, _: i.remove(name_rows(20)), "removing all 20 rows leaves no index"),
     ],
 )
@@ -655,3 +655,22 @@ def test_many_long_rows_are_warned_of(small_thresholds, caplog):
     embeddings[300:] = 0
     Index.build(embeddings, backend="scann", encoder="e")
     assert caplog.text == ""
+
+
+def test_rows_to_remove_and_counts_as_numpy_has_them():
+    embeddings = make_vectors(20, 4)
+    index = index_exactly(embeddings)
+    wanted = index.remove([3, 5]).embeddings
+    np.testing.assert_array_equal(index.remove(np.asarray([3, 5])).embeddings, wanted)
+    assert index.remove([]).size == 20
+    for wrong in ([True] + [False] * 19, [1.0], np.asarray([[1, 2]])):
+        with pytest.raises(RagJaxError, match="rows must be a list of integers: of a mask take"):
+            index.remove(wrong)
+    for row in (-1, 20):
+        with pytest.raises(RagJaxError, match=f"row {row} is not in the index"):
+            index.remove([row])
+    queries = make_vectors(2, 4, seed=1)
+    found = index.search(queries, np.int64(3))
+    np.testing.assert_array_equal(found[1], index.search(queries, 3)[1])
+    with pytest.raises(RagJaxError, match="k is True: it must be from 1 to 20"):
+        index.search(queries, True)

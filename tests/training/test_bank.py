@@ -123,3 +123,22 @@ def test_one_program_with_large_products():
     assert not re.search(
         rf"-> tensor<({SIZE}x)?({width}x{size}|{size}x{width})xf32>", "".join(products)
     )
+
+
+def test_steps_within_a_program():
+    optimizer, arrays = optax.adamw(0.01), jax.tree.map(jnp.asarray, make_arrays(0))
+    step = make_bank_step(loss_fn, optimizer)
+
+    @jax.jit
+    def run(state):
+        return jax.lax.scan(lambda s, _: step(s, PARAMS, arrays), state, None, length=2)
+
+    found, metrics = run(init_bank_state(BANK, optimizer))
+    state = init_bank_state(BANK, optimizer)
+    losses = []
+    for _ in range(2):
+        state, own = step(state, PARAMS, arrays)
+        losses.append(own["loss"])
+    np.testing.assert_allclose(metrics["loss"], np.stack(losses), atol=1e-5)
+    close = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, found.params, state.params)

@@ -181,6 +181,13 @@ class Engine:
         """Yields batches of similar lengths: numbers, states, scores; `MASKED` on padding rows."""
         if not len(questions):
             return
+        doc_scores = np.asarray(doc_scores, np.float32)
+        shape = (len(questions), len(passages[0]))
+        if doc_scores.shape != shape or np.isnan(doc_scores).any():
+            raise RagJaxError(
+                f"doc_scores is {list(doc_scores.shape)}: it must be {list(shape)}, a number for "
+                "each passage of each question"
+            )
         examples: list[Example] = make_examples(self.format, questions, passages)
         inputs = [tokens for example in examples for tokens in example.inputs]
         check_prompts(self.model, inputs, max_tokens=self.max_tokens, batch_size=self.batch_size)

@@ -161,3 +161,12 @@ def test_a_document_that_is_not_there_changes_nothing():
     for way in WAYS:
         for ours, theirs in zip(one[way], other[way], strict=True):
             check_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [SCORES[:, :1], SCORES[:1], SCORES[0], np.where(SCORES > 1.5, np.nan, SCORES)],
+)
+def test_scores_that_are_not_of_each_passage(scores):
+    with pytest.raises(RagJaxError, match=r"doc_scores is \[.*\]: it must be \[3, 3\], a number"):
+        make_engine(LLAMA).answer(QUESTIONS, PASSAGES, scores, ways=["token"])
