@@ -235,14 +235,10 @@ def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]
 
 
 def shardings_of(tree: PyTree) -> Shardings:
-    """Shardings of a tree's leaves, as a hashable tuple for a static argument of `jax.jit`.
-
-    Within another program leaves have none, and neither has the tuple.
-    """
+    """Shardings of a tree's leaves, hashable; none within another program, whose leaves lack one."""
     leaves = jax.tree.leaves(tree)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return ()
-    return tuple(leaf.sharding for leaf in leaves)
+    is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return () if is_traced else tuple(leaf.sharding for leaf in leaves)
 
 
 def constrain(tree: PyTree[Array], shardings: Shardings) -> PyTree[Array]:
