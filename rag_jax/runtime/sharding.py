@@ -235,7 +235,7 @@ def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]
 
 
 def shardings_of(tree: PyTree) -> Shardings:
-    """Shardings of a tree's leaves, hashable; none within another program, whose leaves lack one."""
+    """Shardings of a tree's leaves, hashable; none within a program, whose leaves have none."""
     leaves = jax.tree.leaves(tree)
     is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     return () if is_traced else tuple(leaf.sharding for leaf in leaves)
