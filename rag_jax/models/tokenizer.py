@@ -140,12 +140,15 @@ class Tokenizer:
             named = {"chat_template": template, "template_name": f"{source}: the chat template"}
             return cls(core, **names, **named, stop_ids=stop_ids)
 
-    def save(self, folder: Path, *, max_length: int) -> None:
+    def save(self, folder: Path, *, max_length: int, typed: bool = False) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
 
-        `max_length` is the context length in tokens, at which transformers truncates texts.
+        Args:
+            max_length: the context length in tokens, at which transformers truncates texts.
+            typed: whether the model reads types of tokens, if the tokenizer tells them.
         """
-        files = self._core, self._names, self._template, self._inputs
+        inputs = self._inputs._replace(has_types=typed and self.has_types)
+        files = self._core, self._names, self._template, inputs
         tokenizer_files.write_folder(folder, *files, max_length=max_length)
 
     def encode(self, text: str) -> list[int]:

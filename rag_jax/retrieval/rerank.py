@@ -128,12 +128,6 @@ def warn_of_cuts(max_length: int, num_cut: int, count: int, where: str = "") -> 
         _logger.warning(message, num_cut, count, where, max_length)
 
 
-def _has_types(model: Encoder | Decoder) -> bool:
-    """Whether a passage's tokens have a type of their own: in BERT, not in what followed it."""
-    config = model.config
-    return isinstance(config, BertConfig) and config.family == "bert" and config.num_types == 2
-
-
 def join_passage(passage: Passage) -> str:
     """What is read of a passage: its title and its text."""
     return " ".join(filter(None, (passage.title, passage.text)))
@@ -203,7 +197,7 @@ def score_batch(
     mask = columns < lengths[:, None]
     if isinstance(model, Decoder):
         hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
-    elif typed and _has_types(model):
+    elif typed and isinstance(model.config, BertConfig) and model.config.reads_types:
         # A passage begins after the first separator, which is a row's last token too.
         separators = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
         first = jnp.argmax(tokens == separators, axis=1)

@@ -48,10 +48,12 @@ def test_types_of_tokens(folder, tmp_path, settings, typed):
     tokenizer = Tokenizer.from_folder(folder)
     assert tokenizer.has_types is typed
     (tmp_path / "saved").mkdir()
-    tokenizer.save(tmp_path / "saved", max_length=64)
+    tokenizer.save(tmp_path / "saved", max_length=64, typed=True)
     written = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert ("token_type_ids" in written["model_input_names"]) is typed
     assert Tokenizer.from_folder(tmp_path / "saved").has_types is typed
+    tokenizer.save(tmp_path / "saved", max_length=64)  # of a model without types
+    assert not Tokenizer.from_folder(tmp_path / "saved").has_types
 
 
 @pytest.mark.parametrize("field", ["model_input_names", "truncation_side"])
@@ -148,3 +150,5 @@ def test_padding_of_the_tokenizer_and_of_the_positions(tmp_path):
     assert model.config.position_offset == 2 and model.tokenizer.pad_id == 0
     save(model, tmp_path / "saved")
     assert load(tmp_path / "saved").config == model.config
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert "token_type_ids" not in settings["model_input_names"]

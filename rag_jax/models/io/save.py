@@ -13,6 +13,7 @@ from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.sentence import FOLDERS, Sentence, write_sentence
 from rag_jax.models.io.weights import Slot, get_leaf, list_slots
+from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
@@ -65,10 +66,12 @@ def write_model(
     check_replaceable(folder, _REPLACEABLE, "a model")
     with replace_folder(folder) as new:
         tokenizer = pretrained.tokenizer
-        tokenizer.save(new, max_length=pretrained.config.max_length)
+        config = pretrained.config
+        typed = isinstance(config, BertConfig) and config.reads_types
+        tokenizer.save(new, max_length=config.max_length, typed=typed)
         fields = {
             "pad_token_id": tokenizer.pad_id,  # but where positions begin after it
-            **describe_config(pretrained.config),
+            **describe_config(config),
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": _describe_stops(tokenizer),
             "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,

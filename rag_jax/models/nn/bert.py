@@ -51,6 +51,11 @@ class BertConfig:
     dpr_role: str | None = None
     projection_size: int | None = None
 
+    @property
+    def reads_types(self) -> bool:
+        """Whether the second of two texts has a type of its own: in BERT, not in its followers."""
+        return self.family == "bert" and self.num_types == 2 and self.dpr_role is None
+
     def count_flops(self, tokens: int) -> float:
         """Floating-point operations of a forward pass: the matrix products with the weights.
 
