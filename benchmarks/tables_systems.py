@@ -309,6 +309,21 @@ def list_first_weights() -> Rows:
     return rows
 
 
+def list_made() -> Rows:
+    """What a finished translator's adapters hold of documents that it saw and did not see."""
+    (found,) = read_bench("translator_squad")
+    tried = {
+        "not seen, made adapters": found,
+        "trained on, made adapters": found["seen"],
+        "trained on, their trained adapters": found["seen, trained adapters"],
+    }
+    rows = [["documents", "loss: no adapter", "own", "another's", "another's - own"]]
+    for name, own in tried.items():
+        losses = [f"{own['losses'][kind]:.2f}" for kind in ("none", "own", "other")]
+        rows.append([name, *losses, format_pair(own["other_minus_own"])])
+    return rows
+
+
 def list_translators() -> Rows:
     """What made adapters reach, by the number of documents that the translator is trained on."""
     rows = [["data", "documents", *(PRAG_TRANSLATED[name] for name in _MADE)]]
@@ -379,6 +394,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     ),
     "prag_conflict": list_conflict,
     "prag_translators": list_translators,
+    "prag_made": list_made,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),
