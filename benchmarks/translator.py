@@ -235,28 +235,33 @@ def count_directions(rows: Float[np.ndarray, "N D"]) -> float:
 
 
 def weigh(
-    session: Session, asked: Sequence[Asked], make: Callable[[int], PyTree], without: PyTree
+    session: Session,
+    asked: Sequence[Asked],
+    make: Callable[[int], PyTree],
+    alone: Float[np.ndarray, "H"],
 ) -> dict[str, Any]:
     """The losses of questions with their documents' adapters, with another's and with none.
 
     Args:
         make: the adapter of a document.
-        without: an adapter that changes nothing.
+        alone: the losses with none.
     """
     count = 1 + max(question.document for question in asked)
-    makers = {"none": lambda _: without, "own": make, "other": lambda i: make((i + 1) % count)}
-    losses = {name: ask(session, asked, maker) for name, maker in makers.items()}
+    makers = {"own": make, "other": lambda i: make((i + 1) % count)}
+    losses = {"none": alone} | {name: ask(session, asked, own) for name, own in makers.items()}
     return {
         "losses": {name: float(values.mean()) for name, values in losses.items()},
         "other_minus_own": compare_pairs(losses["other"], losses["own"]),
     }
 
 
-def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
+def describe(
+    lesson: Lesson, params: PyTree, alone: dict[str, Float[np.ndarray, "H"]]
+) -> dict[str, Any]:
     """What a translator makes of documents that it did not see, and of some that it did.
 
     Args:
-        without: an adapter that changes nothing.
+        alone: the losses without an adapter, of the "held" documents and of the "seen" ones.
     """
     session = lesson.session
     kernels, count = list_adapted(session.adapter_shapes), len(lesson.held.states)
@@ -264,9 +269,6 @@ def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
     def translate(states: Float[np.ndarray, "N E"]) -> tuple[PyTree, Callable[[int], PyTree]]:
         bank = translate_batch(params, jnp.asarray(states), kernels=kernels)
         return bank, lambda i: jax.tree.map(lambda leaf: leaf[i], bank)
-
-    def load(i: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.places[i]))
 
     bank, make = translate(lesson.held.states)
     _, make_seen = translate(lesson.seen.states)
@@ -280,9 +282,8 @@ def describe(lesson: Lesson, params: PyTree, without: PyTree) -> dict[str, Any]:
         directions.append(count_directions(down))
     return {
         "documents": count,
-        **weigh(session, lesson.held.asked, make, without),
-        "seen": weigh(session, lesson.seen.asked, make_seen, without),
-        "seen, trained adapters": weigh(session, lesson.seen.asked, load, without),
+        **weigh(session, lesson.held.asked, make, alone["held"]),
+        "seen": weigh(session, lesson.seen.asked, make_seen, alone["seen"]),
         "directions_of_adapters": count_directions(factors - factors.mean(axis=0)),
         "directions_of_first_weights": float(np.mean(directions)),
         "units_ever_active": float(np.mean(units)),
@@ -307,17 +308,25 @@ def main() -> None:
     with jax.set_mesh(session.mesh):
         lesson = prepare(session, run.workdir, arguments.held, arguments.finished)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
-        facts = {"cosine_of_states": compare_states(lesson.states)}
+
+        def load(i: int) -> PyTree:
+            return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.places[i]))
+
+        # What is the same for every translator.
+        asked = {"held": lesson.held.asked, "seen": lesson.seen.asked}
+        alone = {name: ask(session, own, lambda _: nothing) for name, own in asked.items()}
+        facts: dict[str, Any] = {"cosine_of_states": compare_states(lesson.states)}
+        facts["seen, trained adapters"] = weigh(session, asked["seen"], load, alone["seen"])
         if arguments.finished:
             facts["trained_on"] = len(lesson.examples)
-            results.append(facts | describe(lesson, lesson.finished, nothing))
+            results.append(facts | describe(lesson, lesson.finished, alone))
             print(json.dumps(results[-1]), flush=True)
         for setting in list_settings(arguments, len(lesson.examples)):
             start = time.perf_counter()
             params, losses = train(lesson, **setting)
             found = {**setting, "seconds": time.perf_counter() - start}
             found["last_loss"] = float(np.mean(losses[-setting["trained_on"] :]))
-            results.append(facts | found | describe(lesson, params, nothing))
+            results.append(facts | found | describe(lesson, params, alone))
             print(json.dumps(results[-1]), flush=True)
     machine = describe_machine(["jax"])
     write_report(arguments.out, environment=machine, results=results)

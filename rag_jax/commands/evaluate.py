@@ -7,9 +7,8 @@
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
 trained, and nothing is written into that folder: the trained models are read from it, and what
 depends on the passages, such as an index, a trie or the adapters of documents, is made anew.
-Questions and passages are read as --config.data.path would read them, in the --format that
---config.data.format names, and with the other settings of config.data that say how, such as
---config.data.bad_lines. report.json, report.html and
+Questions and passages are read as --config.data.path would read them, with the run's bad_lines,
+passage_words and seed of config.data; --format stands for its format. report.json, report.html and
 predictions are written into the folder --out or, without the flag, next to the work folder, with
 the dataset's name after the folder's own. The same command again continues there, and makes anew
 what was built on a stage that has been trained again since. Results on other data, or of other

@@ -255,8 +255,8 @@ def _find_words(
         if text
     }
     # As of "C" in "C#", which are no words apart.
-    spans = [span for own in places.values() for span in own]
-    places = {x: [s for s in own if not _is_inside(s, spans)] for x, own in places.items()}
+    longer = {x: [s for y in places if words[x] in words[y] for s in places[y]] for x in places}
+    places = {x: [s for s in own if not _is_inside(s, longer[x])] for x, own in places.items()}
     present = [x for x in places if places[x]]
     longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
     found, called = [], []

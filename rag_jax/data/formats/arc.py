@@ -2,13 +2,12 @@
 
 A question has `question`, `choices` (or `options`, `option`), `answerKey` (or `answer_idx`,
 `answer`, `label` as in AGIEval, `correct` as in AQuA-RAT, `answer_index` or `correct_answer`), a
-label, and optionally `id`. The choices are an object
-of texts by label, or of a list `label` and a list `text`; or a list of texts, as in MMLU (Hendrycks
-et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0, a letter, or the text. In
-the published files of ARC, `question` is an object with the choices and with the text as `stem`; in
-Hugging Face's rows of OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789), `question_stem` stands
-for `question`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023), and so do labels
-from 0.
+label, and optionally `id`. The choices are an object of texts by label, or of a list `label` and a
+list `text`; or a list of texts, as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer
+is a number counted from 0, a letter, or the text. In the published files of ARC, `question` is an
+object with the choices and with the text as `stem`; in Hugging Face's rows of OpenBookQA (Mihaylov
+et al. 2018, arXiv 1809.02789), `question_stem` stands for `question`. Labels 1 to 5 become A to E,
+as in Self-RAG (Asai et al. 2023), and so do labels from 0.
 
 The choices may also be in a field each: `A`, `B` and so on, as in C-Eval, `option_a`, as in
 Global-MMLU, `Option 1`, `choiceA`, `ending0` and the like. In ReClor (Yu et al. 2020, arXiv
@@ -111,7 +110,7 @@ def _get_choices(record: Mapping[str, Any]) -> Any:
             columns[prefix or other_prefix][(label or letter).upper()] = record[name]
     for texts in columns.values():
         if sorted(texts)[:2] in _FIRST:
-            return {label: text for label, text in texts.items() if text not in (None, "")}
+            return texts
     return None
 
 
@@ -142,7 +141,7 @@ def _read_choices(choices: Any, place: Place) -> dict[str, str]:
         if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
             raise BadLineError(f"{place}: choices must have as many labels as texts")
         return pair_choices(labels, texts, place)
-    # Arrow pads the shorter ones of a column of objects.
+    # Tables and Arrow pad the shorter ones of a column.
     filled = {label: text for label, text in choices.items() if text not in (None, "")}
     return get_choices(filled, place)
 

@@ -8,7 +8,6 @@ from rag_jax.data.formats.fields import get_choices, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MARK = re.compile(r"^(\([A-Z]\)|[A-Z][).:])")  # that may stand before a choice
 
 
 def label_choices(texts: Any, place: Place) -> dict[str, str]:
@@ -23,10 +22,16 @@ def label_choices(texts: Any, place: Place) -> dict[str, str]:
     if not 1 <= len(listed) <= len(_LETTERS):
         raise BadLineError(f"{place}: choices must be a list of 1 to {len(_LETTERS)} strings")
     labelled = list(zip(_LETTERS, listed, strict=False))
-    marks = [re.match(rf"\({label}\)|{label}[).:]", text) for label, text in labelled]
+    marks = [_match_mark(label, text) for label, text in labelled]
     if all(marks):
         listed = [text[mark.end() :].strip() for text, mark in zip(listed, marks, strict=True)]
     return dict(zip(_LETTERS, listed, strict=False))
+
+
+def _match_mark(label: str, text: str) -> re.Match[str] | None:
+    """A label before a choice's text, as "(B)" or "B)"."""
+    label = re.escape(label)
+    return re.match(rf"\({label}\)|{label}[).:]", text)
 
 
 def pair_choices(labels: Iterable[Any], texts: Iterable[Any], place: Place) -> dict[str, str]:
@@ -78,8 +83,11 @@ def name_answer(choices: Mapping[str, str], answer: str, place: Place) -> str:
     """
     if answer in choices:
         return answer
-    texts = (answer, re.sub(_MARK, "", answer).strip())
-    label = next((label for label, text in choices.items() if text in texts), None)
+    label = next((label for label, text in choices.items() if text == answer), None)
+    if label is None:  # the label that `label_choices` leaves out may stand before the text
+        marks = {label: _match_mark(label, answer) for label in choices}
+        marked = (x for x, m in marks.items() if m and answer[m.end() :].strip() == choices[x])
+        label = next(marked, None)
     if label is None:
         raise BadLineError(f"{place}: answer {answer!r:.60} is neither label nor text of a choice")
     return label

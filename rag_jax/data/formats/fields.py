@@ -9,6 +9,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 YES_NO = {True: "yes", False: "no"}
+TRUTH = {"true": True, "false": False}  # as tables write it, in any case
 # What QuAC, RepLiQA and MS MARCO write where there is no answer.
 NO_ANSWERS = {"CANNOTANSWER", "UNANSWERABLE", "No Answer Present."}
 

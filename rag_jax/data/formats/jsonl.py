@@ -17,6 +17,7 @@ from typing import Any
 from rag_jax.data.formats import dpr
 from rag_jax.data.formats.fields import (
     NO_ANSWERS,
+    TRUTH,
     YES_NO,
     Item,
     check_blank,
@@ -43,7 +44,6 @@ _OTHERS = {*OPTIONS, *PARAGRAPHS, "article"}
 _IDS = ("id", "ID", "question_id", "qid")
 _READ = {"question", "answers", "answer", "answer_aliases", "passage_id", "type", "popularity"}
 _FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of a question
-_TRUTH = {"true": True, "false": False}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -169,9 +169,9 @@ def _read_listed(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
 
 def _spell_truth(answers: tuple[str, ...], place: Place) -> tuple[str, ...]:
     """Adds yes or no before an answer true or false in a table, where all values are text."""
-    if len(answers) != 1 or not is_table(place.path) or answers[0].lower() not in _TRUTH:
+    if len(answers) != 1 or not is_table(place.path) or answers[0].lower() not in TRUTH:
         return answers
-    return (YES_NO[_TRUTH[answers[0].lower()]], *answers)
+    return (YES_NO[TRUTH[answers[0].lower()]], *answers)
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:

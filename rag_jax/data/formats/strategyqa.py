@@ -7,7 +7,7 @@ The paragraphs of the evidence are published apart, so the folder must contain a
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.fields import Item, get_answers, get_filled, get_id
+from rag_jax.data.formats.fields import TRUTH, Item, get_answers, get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.formats.tables import is_table
 from rag_jax.data.questions import Question
@@ -26,7 +26,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     """
     answer = record.get("answer")
     if is_table(place.path):
-        answer = {"true": True, "false": False, "": None}.get(str(answer).lower(), answer)
+        answer = TRUTH.get(str(answer).lower(), answer)
     if answer is not None and not isinstance(answer, bool):
         raise BadLineError(f"{place}: answer={answer!r:.40} must be true or false")
     id, text = get_id(record, ["qid"], place), get_filled(record, "question", place)

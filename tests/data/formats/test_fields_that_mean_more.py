@@ -117,6 +117,12 @@ def test_choices_and_answers_by_other_names(tmp_path, record):
     assert (question.answers, question.choices) == (("B",), {"A": "x", "B": "y"})
 
 
+def test_a_choice_s_text_after_another_label_is_no_answer(tmp_path):
+    row = {"question": "Q?", "options": ["(A) x", "(B) y"], "answer": "(A) y"}
+    with pytest.raises(RagJaxError, match=r"answer '\(A\) y' is neither label nor text"):
+        read_one(tmp_path, row, **{"passages.jsonl": [PASSAGE]})
+
+
 @pytest.mark.parametrize("name", ["answers", "gold", "correct_option", "Target"])
 def test_choices_whose_answer_has_an_unknown_name(tmp_path, name):
     row = {"question": "Q?", "options": ["x", "y"], name: ["y"]}
