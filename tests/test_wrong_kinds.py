@@ -49,6 +49,8 @@ from rag_jax.retrieval import (
 from rag_jax.retrieval.contrastive import embed_in_chunks
 from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems.srrag.label import choose_source
+from rag_jax.systems.srrag.policy import decide, scale_keys
 
 GOLDEN = "tests/golden"
 # `conftest.py` has the signatures of `lora.core` checked; these are the file's own checks.
@@ -220,6 +222,10 @@ CASES = {
         r"^search_trie: starts is int32\[1\], expected integers \[B\], beside hidden float32",
     ),
     # Models.
+    "decode: the variables": (
+        lambda: prompt(ONE, params={"params": PARAMS}),
+        r"^generate: params are variables of Flax, expected the tree in them: \[\"params\"\]$",
+    ),
     "decoder: floats": (lambda: run(DECODER, PARAMS, FLOATS), "^Decoder.__call__: tokens is f"),
     "decoder: a list": (lambda: run(DECODER, PARAMS, ONE), "^Decoder.__call__: tokens is a list"),
     "decoder: flat": (lambda: run(DECODER, PARAMS, TOKENS[0]), r"^Decoder.__call__: tokens is int"),
@@ -370,6 +376,19 @@ CASES = {
     "lora: another kernel": (
         lambda: lora.fold({"w": {"kernel": Y}}, ADAPTER, scale=1.0),
         r"^w/kernel: an adapter of \(3, 2\) and \(2, 4\) does not fit a kernel of \(2, 4\)$",
+    ),
+    # Names.
+    "routing: another rule": (
+        lambda: choose_source(np.ones((2, 3)), "median"),
+        "^choose_source: rule is 'median' .str., expected 'top_half_majority' or 'mean' or ",
+    ),
+    "routing: another decision": (
+        lambda: decide(np.ones((1, 2)), None, ["verbalise", "search"], decision="argmax"),
+        "^decide: decision is 'argmax' .str., expected 'threshold' or 'argmax_product'$",
+    ),
+    "routing: another metric": (
+        lambda: scale_keys(X, "euclidean"),
+        "^scale_keys: metric is 'euclidean' .str., expected 'cosine' or 'dot'$",
     ),
 }
 

@@ -10,7 +10,7 @@ import inspect
 import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from jaxtyping import AbstractArray, Bool, Float, Int, Integer, Real, jaxtyped
@@ -28,17 +28,23 @@ def checked(function: _Function) -> _Function:
     """The function, with its arguments compared with their annotations at every call.
 
     Compared are arrays (NumPy's and JAX's, by kind and shape, where a letter is one size in all
-    arguments), instances of the package's own classes, and `params`, which is a dict. Arguments of
-    other annotations are not looked at, and an object of another project's class may stand in for
-    one of the package's.
+    arguments), instances of the package's own classes, names that a `Literal` lists, and `params`,
+    which is a model's own tree and not the variables around it. Arguments of other annotations are
+    not looked at, and an object of another project's class may stand in for one of the package's.
 
     Raises, when called:
         TypeError: an argument is of another kind.
-        ValueError: an array does not have the shape that the signature and the other arrays give.
+        ValueError: an array does not have the shape that the signature and the other arrays give,
+            a name is not listed, or `params` are variables.
     """
     signature = inspect.signature(function)
     wanted = {name: _list_wanted(p) for name, p in signature.parameters.items()}
     wanted = {name: kinds for name, kinds in wanted.items() if kinds}
+    named = {
+        name: get_args(parameter.annotation)
+        for name, parameter in signature.parameters.items()
+        if get_origin(parameter.annotation) is Literal
+    }
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -52,6 +58,15 @@ def checked(function: _Function) -> _Function:
                     continue
                 if not _stands_in(given[name], kinds):
                     _refuse(function.__qualname__, name, given, kinds)
+        for name, names in named.items():
+            if name in given and given[name] not in names:
+                expected = " or ".join(map(repr, names))
+                message = f"{name} is {_show(given[name])}, expected {expected}"
+                raise ValueError(f"{function.__qualname__}: {message}")
+        params = given.get("params")
+        if isinstance(params, Mapping) and set(params) == {"params"}:
+            message = 'params are variables of Flax, expected the tree in them: ["params"]'
+            raise ValueError(f"{function.__qualname__}: {message}")
         return function(*args, **kwargs)
 
     return call

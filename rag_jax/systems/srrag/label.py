@@ -14,6 +14,7 @@ from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.prompts import prefill
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.hosts import fetch
@@ -26,6 +27,7 @@ from rag_jax.systems.srrag.data import encode_answer_prompt, render_context, sha
 PROGRAM_TOKENS = 2500  # on CPU, see `LabelConfig`
 
 
+@checked
 def choose_source(scores: Float[np.ndarray, "S n"], rule: LabelRule = "top_half_majority") -> int:
     """The source whose contexts help more (paper, section 3.2 and appendix C.1).
 

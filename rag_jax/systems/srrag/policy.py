@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from rag_jax.data.questions import Question
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.files import read_arrays, write_json
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.outside import parsing
@@ -40,6 +41,7 @@ class Datastore:
     metric: Metric = field(default="cosine", metadata={"static": True})
 
 
+@checked
 def scale_keys(keys: Float[Array, "N D"], metric: Metric) -> Float[Array, "N D"]:
     """Hidden states whose dot product is the metric: normalised for the cosine."""
     keys = keys.astype(jnp.float32)
@@ -105,6 +107,7 @@ class Weights(NamedTuple):
     search: Float[np.ndarray, "B"]
 
 
+@checked
 def weigh(
     probabilities: Float[np.ndarray, "B S"],
     votes: Float[np.ndarray, "B S"] | None,
@@ -131,6 +134,7 @@ def weigh(
     return Weights(products, mass, mass - internal if decision == "argmax_product" else mass)
 
 
+@checked
 def decide(
     probabilities: Float[np.ndarray, "B S"],
     votes: Float[np.ndarray, "B S"] | None,
