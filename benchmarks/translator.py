@@ -78,26 +78,30 @@ class Tried(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a translator is trained on and tried on: documents, some of them, and others.
+    """What a translator is trained on and tried on: documents, the first of them, and others.
 
     Attributes:
-        places: of the seen documents among all.
+        available: number of documents that could be trained on; those here are drawn of them.
     """
 
     session: Session
+    available: int
     states: Float[np.ndarray, "N E"]
     examples: list[list[list[int]]]
     load: Callable[[int], PyTree]
-    places: list[int]
     seen: Tried
     held: Tried
     finished: PyTree | None
 
 
-def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Lesson:
-    """Reads the run's documents, their examples and adapters, and draws those to try.
+def prepare(
+    session: Session, workdir: Path, *, held: int, counts: Sequence[int], finished: bool
+) -> Lesson:
+    """Draws documents that have adapters, and others, and reads them and their examples.
 
     Args:
+        held: number of documents that a translator is tried on, of either kind.
+        counts: numbers of documents that are trained on; by default all that have adapters.
         finished: whether the run's own translator is wanted.
     """
     c, format, made = session.config, session.format, session.make_translator()
@@ -112,6 +116,13 @@ def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Less
     found = list_documents(context.path("retrieve", "found.jsonl"), session.passages)
     used = {document.id for document in (*found, *documents)}
     others = [passage for passage in session.passages if passage.id not in used]
+    available = len(documents)
+    if max(counts, default=0) > available:
+        sys.exit(f"only {available} documents have adapters: lower --documents or --held")
+    rng = np.random.default_rng(c.seed)
+    unseen = [others[row] for row in rng.permutation(len(others))[:held].tolist()]
+    drawn = rng.permutation(available)[: max(counts, default=available)].tolist()
+    documents, augmented = [documents[i] for i in drawn], [augmented[i] for i in drawn]
 
     def load(i: int) -> PyTree:
         adapters, lost = store.load([documents[i].id], rows=1)
@@ -126,22 +137,18 @@ def prepare(session: Session, workdir: Path, count: int, finished: bool) -> Less
             for pair in ask_by_rules(passage, count=c.augment.questions)
         ]
 
-    rng = np.random.default_rng(c.seed)
-    held = [others[row] for row in rng.permutation(len(others))[:count].tolist()]
-    seen = rng.permutation(len(documents))[:count].tolist()
-    # For a finished translator those that it is tried on are enough.
-    states = made.read_all([documents[i] for i in seen] if finished else documents)
+    states, seen = made.read_all(documents), min(held, *counts, available)
     return Lesson(
         session,
+        available,
         states,
         [
             make_examples(format, document, texts, questions=c.augment.questions)
             for document, texts in zip(documents, augmented, strict=True)
         ],
         load,
-        seen,
-        Tried(states if finished else states[seen], ask_about([documents[i] for i in seen])),
-        Tried(made.read_all(held), ask_about(held)),
+        Tried(states[:seen], ask_about(documents[:seen])),
+        Tried(made.read_all(unseen), ask_about(unseen)),
         session.make_translator(context.path(TRAIN, PARAMS)).params if finished else None,
     )
 
@@ -152,7 +159,7 @@ def train(
     """The translator, trained on a document a step, and the language model's loss of each step.
 
     Args:
-        trained_on: number of documents; those of a smaller number are of a larger.
+        trained_on: number of documents, the first.
     """
     session = lesson.session
     c, base = session.config, session.base
@@ -171,8 +178,8 @@ def train(
     state, losses = optimizer.init(params), []
     width = round_up(max(len(row) for rows in lesson.examples for row in rows), WIDTH)
     rng = np.random.default_rng(c.seed)
-    chosen, epochs = rng.permutation(len(lesson.examples))[:trained_on], -(-steps // trained_on)
-    order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(chosen).tolist()]
+    epochs = -(-steps // trained_on)
+    order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(trained_on).tolist()]
     name = f"first weights {init:g}, rate {learning_rate:g}, {trained_on} documents"
     for epoch, i in tqdm(order[:steps], desc=name, unit="steps"):
         rows = lesson.examples[i]
@@ -299,18 +306,21 @@ def main() -> None:
     parser.add_argument("--init", type=float, nargs="+", default=[1e-7, 0.02])
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-4])
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--documents", type=int, nargs="+", help="by default all with adapters")
+    parser.add_argument("--documents", type=int, nargs="+", default=[], help="by default all")
     parser.add_argument("--held", type=int, default=24)
     parser.add_argument("--out", type=expand_path, help="results file, JSON")
     arguments = parser.parse_args(own)
     run, _ = find_run([*flags, f"--workdir={arguments.run}"], OPENING, "ask")
     session, results = run.open_session(), []
     with jax.set_mesh(session.mesh):
-        lesson = prepare(session, run.workdir, arguments.held, arguments.finished)
+        # For a finished translator those that it is tried on are enough.
+        counts = [arguments.held] if arguments.finished else arguments.documents
+        options = {"held": arguments.held, "counts": counts, "finished": arguments.finished}
+        lesson = prepare(session, run.workdir, **options)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
 
         def load(i: int) -> PyTree:
-            return jax.tree.map(lambda leaf: leaf[0], lesson.load(lesson.places[i]))
+            return jax.tree.map(lambda leaf: leaf[0], lesson.load(i))
 
         # What is the same for every translator.
         asked = {"held": lesson.held.asked, "seen": lesson.seen.asked}
@@ -318,7 +328,7 @@ def main() -> None:
         facts: dict[str, Any] = {"cosine_of_states": compare_states(lesson.states)}
         facts["seen, trained adapters"] = weigh(session, asked["seen"], load, alone["seen"])
         if arguments.finished:
-            facts["trained_on"] = len(lesson.examples)
+            facts["trained_on"] = lesson.available
             results.append(facts | describe(lesson, lesson.finished, alone))
             print(json.dumps(results[-1]), flush=True)
         for setting in list_settings(arguments, len(lesson.examples)):
@@ -337,8 +347,6 @@ def list_settings(arguments: argparse.Namespace, available: int) -> list[dict[st
     if arguments.finished:
         return []
     counts = arguments.documents or [available]
-    if max(counts) > available:
-        sys.exit(f"--documents: only {available} have adapters")
     steps = arguments.epochs * max(counts)
     settings = itertools.product(arguments.init, arguments.learning_rate, counts)
     names = ("init", "learning_rate", "trained_on")
