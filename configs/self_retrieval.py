@@ -26,6 +26,7 @@ import ml_collections
 
 from rag_jax.config import (
     ContrastiveConfig,
+    DataConfig,
     MeshConfig,
     ReaderConfig,
     TrainConfig,
@@ -42,9 +43,10 @@ from rag_jax.systems.self_retrieval.config import (
 
 
 def _follow_paper(name: str) -> SelfRetrievalConfig:
-    """The paper's recipe for a model: five titles, ten passages each, two runs of three epochs.
+    """The paper's recipe for a model: five titles, ten passages each, runs of three epochs.
 
-    Both runs have the same settings (the released code's `sft.sh`); a question's rows and their
+    Two runs, both with the same settings, are the released code's (`sft.sh`), and so are answers of
+    20 tokens; a question's rows and their
     numbers are those of its README and of `config1.json`: 5 negatives to 3 positives, twice.
     """
     train = TrainConfig(
@@ -60,12 +62,13 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
         # Four parts divide the heads of both models, and a decoded token collects no weights.
         mesh=MeshConfig(model=4, weights="model"),
         model=ReaderConfig(name=name, dtype="bfloat16", max_text=512),
+        data=DataConfig(passage_words=200),
         examples=ExamplesConfig(sentences=3, same=5, other=0, positives=3, repeats=2),
         tuning=TuningConfig(mode="full", remat="full", scan_layers=True),
         indexing=train,
         train=train,
         # 50 candidates a question; a multiple of the mesh's 16 data rows.
-        search=SearchConfig(titles=5, passages=10, batch_size=16),
+        search=SearchConfig(titles=5, passages=10, max_answer=20, batch_size=16),
         dense=DenseConfig(train=ContrastiveConfig(batch_size=16, scan_layers=True)),
     )
 

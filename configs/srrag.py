@@ -62,7 +62,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
         world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
         verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),
         label=LabelConfig(batch_size=256),
-        tuning=NewTokensConfig(mode="full", remat="full", scan_layers=True),
+        tuning=NewTokensConfig(mode="full", remat="full", scan_layers=True, new_token_rate=1.0),
         stage1=TrainConfig(learning_rate=1e-5, **stage),
         stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
         datastore=DatastoreConfig(layer=layer, k=30),

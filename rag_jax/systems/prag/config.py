@@ -205,8 +205,8 @@ class AnswerConfig:
     """Answers at test time.
 
     Attributes:
-        merge: the adapter of several documents is the "sum" of theirs (paper, eq. 6) or their
-            "mean", as in DyPRAG (Tan et al. 2025, arXiv 2503.23895).
+        merge: the update of several documents is the "sum" of their adapters' (paper, eq. 6) or
+            their "mean".
     """
 
     merge: Literal["sum", "mean"] = "sum"

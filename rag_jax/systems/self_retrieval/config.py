@@ -107,7 +107,7 @@ class SelfRetrievalConfig:
         ablations: whether to train two more models: without indexing, on the questions alone for as
             many steps as the full model, and without titles.
         indexing: the first training run, on the corpus's sentences alone. Without epochs there is
-            none; the paper has 3, at the second run's rate.
+            none; the released code has 3, as many and at the same rate as the second run.
         train: the second training run, on the mix of all tasks.
         profile_steps: number of steps of each training that are traced.
         track: where the curves of the run go besides the run's own files.

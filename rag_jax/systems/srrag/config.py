@@ -119,7 +119,8 @@ class NewTokensConfig(TuningConfig):
 
     Attributes:
         new_token_rate: factor on the learning rate for these embeddings. They start with logits
-            some 14 nats below the others, too far for the usual rate in a dozen steps.
+            some 14 nats below the others, too far for the usual rate in a dozen steps. Presets with
+            thousands of steps have 1, as the paper says nothing of another rate.
     """
 
     new_token_rate: Positive = 5.0
