@@ -176,19 +176,23 @@ def train(
 
     params = trainable.init(base.params)
     state, losses = optimizer.init(params), []
-    width = round_up(max(len(row) for rows in lesson.examples for row in rows), WIDTH)
     rng = np.random.default_rng(c.seed)
     epochs = -(-steps // trained_on)
     order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(trained_on).tolist()]
     name = f"first weights {init:g}, rate {learning_rate:g}, {trained_on} documents"
     for epoch, i in tqdm(order[:steps], desc=name, unit="steps"):
         rows = lesson.examples[i]
-        tokens, mask = pad_rows([rows[epoch % len(rows)]], width, pad_id=0, batch=1)
+        tokens, mask = pad_row(rows[epoch % len(rows)])
         arrays = {"states": lesson.states[[i]], "tokens": tokens, "mask": mask}
         arrays |= {"weight": np.ones(1, np.float32), "adapters": lesson.load(i)}
         params, state, language = step(params, state, base.params, arrays)
         losses.append(float(language))
     return params, losses
+
+
+def pad_row(row: Sequence[int]) -> tuple[Int[np.ndarray, "1 T"], Bool[np.ndarray, "1 T"]]:
+    """A row as a batch, as wide as it has to be."""
+    return pad_rows([row], round_up(len(row), WIDTH), pad_id=0, batch=1)
 
 
 @partial(jax.jit, static_argnames=("model", "scale"))
@@ -216,10 +220,9 @@ def ask(
         pick: the adapter that a document's questions are asked with.
     """
     base, scale = session.base, session.config.tuning.scale
-    width = round_up(max(len(a.prompt) + len(a.answer) for a in asked), WIDTH)
     losses: dict[int, list[float]] = {}
     for document, prompt, answer in tqdm(asked, unit="questions"):
-        arrays = pad_rows([prompt + answer], width, pad_id=0, batch=1)
+        arrays = pad_row(prompt + answer)
         adapter = pick(document)
         read = read_tokens(base.model, base.params, adapter, *arrays, scale=scale)
         end = len(prompt) + len(answer) - 1
