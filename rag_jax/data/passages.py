@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int
 
-from rag_jax.runtime.files import list_lines, map_array, open_atomic, to_json
+from rag_jax.runtime.files import list_lines, map_array, open_atomic, save_array, to_json
 from rag_jax.runtime.outside import parsing, require_file, show
 
 
@@ -42,8 +42,7 @@ def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
             line = (to_json(passage) + "\n").encode()
             file.write(line)
             offsets.append(offsets[-1] + len(line))
-    with open_atomic(_offsets_path(path), "wb") as file:
-        np.save(file, np.asarray(offsets, np.int64), allow_pickle=False)
+    save_array(_offsets_path(path), np.asarray(offsets, np.int64))
     return PassageFile(path)
 
 

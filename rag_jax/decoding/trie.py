@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.trie_build import DTYPES, TOKEN_LIMIT, grow_nodes, is_trie, join_sequences
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array
+from rag_jax.runtime.files import map_array, save_array
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.sharding import shard_array
@@ -218,7 +218,7 @@ class Trie:
 
         def write(folder: Path) -> None:
             for name in DTYPES:
-                np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+                save_array(folder / f"{name}.npy", getattr(self, name))
 
         write_folder(folder, {"backend": "trie", "end_id": self.end_id}, write)
 

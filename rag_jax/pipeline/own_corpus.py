@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rag_jax.models.io.hub import cache_folder
 from rag_jax.retrieval import Index, list_texts
 from rag_jax.retrieval.matrices import check_matrix
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array, open_atomic, read_json, write_json
+from rag_jax.runtime.files import map_array, read_json, save_array, write_json
 from rag_jax.runtime.outside import is_there, parsing
 from rag_jax.runtime.progress import log, show_progress
 
@@ -78,9 +79,7 @@ def embed_texts(
         return kept
     with show_progress(name, len(texts), unit="passages") as bar:
         embeddings = encode(texts, progress=lambda done, total: bar.update(done - bar.n))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open_atomic(path, "wb") as file:
-        np.save(file, embeddings, allow_pickle=False)
+    _keep(path, partial(save_array, path, embeddings))
     return embeddings
 
 
@@ -113,9 +112,18 @@ def keep_measured(
                 return kept
         log(f"{path}: is damaged, and the passages are measured again")
     measured = measure()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(path, measured)
+    _keep(path, partial(write_json, path, measured))
     return measured
+
+
+def _keep(path: Path, write: Callable[[], None]) -> None:
+    """Writes a file of the user's cache; what cannot be kept is said, and computed again."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        log(f"{path} cannot be kept ({reason}): set RAG_JAX_CACHE to a folder with space")
 
 
 def _open_index(folder: Path, encoder: str) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:

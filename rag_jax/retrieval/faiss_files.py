@@ -14,6 +14,7 @@ from rag_jax.retrieval import faiss_index
 from rag_jax.retrieval.faiss_index import Faiss, make_part
 from rag_jax.retrieval.storage import Stored, load_array, save_stored
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import save_array
 
 _PARTS, _ROTATION = "faiss_parts.npy", "faiss_rotation.npy"
 _GRAPH = ("levels", "neighbours", "entry")
@@ -44,11 +45,11 @@ def save_faiss(searcher: Faiss, stored: Stored, folder: Path) -> None:
         numbers[part.rows] = number
         if part.index is not None:
             for name, array in _read_index(part.index).items():
-                np.save(folder / name_file(number, name), array, allow_pickle=False)
-    np.save(folder / _PARTS, numbers, allow_pickle=False)
+                save_array(folder / name_file(number, name), array)
+    save_array(folder / _PARTS, numbers)
     if searcher.rotation is not None:
         matrix = faiss_index.read_rotation(searcher.rotation)
-        np.save(folder / _ROTATION, matrix, allow_pickle=False)
+        save_array(folder / _ROTATION, matrix)
 
 
 def _read_index(index: Any) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array, issparse
 
 from rag_jax.retrieval.postings import check_postings, find_best
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array
+from rag_jax.runtime.files import map_array, save_array
 from rag_jax.runtime.manifest import check_encoder, check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing
 
@@ -113,7 +113,7 @@ class SparseIndex:
 
         def write(folder: Path) -> None:
             for name, array in arrays:
-                np.save(folder / name, array, allow_pickle=False)
+                save_array(folder / name, array)
 
         write_folder(folder, {**manifest, "width": self.width}, write)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Num
 
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array
+from rag_jax.runtime.files import map_array, save_array
 
 STORAGES = ("float32", "float16", "int8")
 VALUES, SCALES = "dataset.npy", "scales.npy"
@@ -114,9 +114,9 @@ def _quantise(
 
 def save_stored(stored: Stored, folder: Path) -> None:
     """Writes embeddings as one or two `.npy` files."""
-    np.save(folder / VALUES, stored.values, allow_pickle=False)
+    save_array(folder / VALUES, stored.values)
     if stored.scales is not None:
-        np.save(folder / SCALES, stored.scales, allow_pickle=False)
+        save_array(folder / SCALES, stored.scales)
 
 
 def load_stored(folder: Path, kind: str, shape: tuple[int, int]) -> Stored:

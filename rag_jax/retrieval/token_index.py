@@ -15,7 +15,7 @@ from rag_jax.data.batches import double_up
 from rag_jax.retrieval.matrices import check_matrix
 from rag_jax.retrieval.token_vectors import TokenVectors
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array
+from rag_jax.runtime.files import map_array, save_array
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.manifest import check_encoder, check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing
@@ -215,7 +215,7 @@ class TokenIndex:
 
         def write(folder: Path) -> None:
             for name, array in arrays.items():
-                np.save(folder / name, array, allow_pickle=False)
+                save_array(folder / name, array)
 
         write_folder(folder, manifest, write)
 

@@ -231,13 +231,18 @@ def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
         count: total number of rows.
     """
     with open_atomic(path, "wb") as out:
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(map(np.ascontiguousarray, pieces)):
             if number == 0:
                 header = np.lib.format.header_data_from_array_1_0(piece)
                 shape = (count, *piece.shape[1:])
                 np.lib.format.write_array_header_1_0(out, header | {"shape": shape})
             # np.save would report a full disk without an errno.
-            out.write(np.ascontiguousarray(piece).data)
+            out.write(piece.reshape(-1).view(np.uint8).data)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array with at least one axis as a `.npy` file, atomically."""
+    save_rows(path, [array], len(array))
 
 
 def map_array(path: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ Global-MMLU, `Option 1`, `choiceA`, `ending0` and the like. In ReClor (Yu et al.
 `context` as in ReClor or `passage` as in AGIEval, is the gold passage.
 """
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -162,10 +163,21 @@ def _read_answers(
                 f"{place}: has choices and {name!r}, but none of {', '.join(_ANSWERS)}: rename the "
                 "field of the right choice to one of them, or remove it"
             )
-    answer = record.get(key)
-    if type(answer) is int and isinstance(_get_choices(record), list):
-        return (find_label(choices, answer, place),)
-    label = str(answer) if type(answer) is int else get_text(record, key, place, default="")
-    if not label:
-        return ()
-    return (name_answer(choices, names.get(label, label), place),)
+    if (fault := record.get("error_type")) not in (None, "", "ok"):  # MMLU-Redux
+        raise BadLineError(f"{place}: error_type={fault!r:.40}: correct the question, or remove it")
+
+    def read(name: str) -> str:
+        answer = record.get(name)
+        if type(answer) is int and isinstance(_get_choices(record), list):
+            return find_label(choices, answer, place)
+        label = str(answer) if type(answer) is int else get_text(record, name, place, default="")
+        return name_answer(choices, names.get(label, label), place) if label else ""
+
+    label, named = read(key), {}
+    for name in (name for name in _ANSWERS if record.get(name) is not None):
+        with contextlib.suppress(BadLineError):  # a field of this name may mean something else
+            named[name] = read(name)
+    if other := next((name for name, own in named.items() if own not in ("", label)), None):
+        both = f"{key!r} is choice {label}, and {other!r} is choice {named[other]}"
+        raise BadLineError(f"{place}: {both}: remove the wrong one")
+    return (label,) if label else ()

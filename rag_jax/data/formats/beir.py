@@ -17,11 +17,12 @@ from rag_jax.data.formats.files import find_suffix
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.questions import Question
+from rag_jax.runtime.errors import RagJaxError
 
 # Names of the columns of judgements.
 _COLUMNS = (
     {"query-id", "qid", "query", "topic"},
-    {"corpus-id", "docid", "doc-id", "passage-id", "pid"},
+    {"corpus-id", "docid", "doc-id", "docno", "document-id", "passage-id", "pid"},
     {"score", "grade", "relevance", "rel", "label"},
 )
 
@@ -98,17 +99,25 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
         if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?\s*", grade):
             yield place, (query, passage, int(grade.partition(".")[0]))
         elif place.line == 1 and not re.search(r"(?:^|\s)-?\d", line):
-            order = _find_order(fields) or order
+            order = _find_order(fields, place) or order
         else:
             error = f"{place}: must be query, passage and grade, separated by tabs"
             bad.skip(BadLineError(error))
 
 
-def _find_order(heading: Sequence[str]) -> list[int]:
-    """Returns the places of query, passage and grade by a heading; none if it names no places."""
+def _find_order(heading: Sequence[str], place: Place) -> list[int]:
+    """Returns the places of query, passage and grade by a heading; none if it names no places.
+
+    Raises:
+        RagJaxError: it names some of them, in another order than the usual one.
+    """
     names = [name.strip().lower().replace("_", "-") for name in heading]
     places = [[i for i, name in enumerate(names) if name in column] for column in _COLUMNS]
-    return [found[0] for found in places] if all(len(found) == 1 for found in places) else []
+    if all(len(found) == 1 for found in places):
+        return [found[0] for found in places]
+    if any(found and found != [usual] for usual, found in enumerate(places)):
+        raise RagJaxError(f"{place}: name the columns query-id, corpus-id and score: {heading}")
+    return []
 
 
 def _get_grade(record: Mapping[str, Any], place: Place) -> int:

@@ -1,5 +1,6 @@
 """Detection of what a file holds, and in which format, from its name and its first record."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ RECORDS = {
     "triviaqa": triviaqa,
     "jsonl": jsonl,
 }
+# A word of the name of a file of queries, whose texts are no passages.
+_QUERIES = re.compile(r"(?<![a-z])(quer(y|ies)|questions?)(?![a-z])", re.IGNORECASE)
 # Formats of whole documents. `holds(path)` tells whether a file is such a document.
 DOCUMENTS = {"squad": squad, "triviaqa": triviaqa, "asqa": asqa, "msmarco": msmarco}
 
@@ -125,6 +128,8 @@ def _find_named_format(path: Path) -> str | None:
     found = _find_format(path)
     if is_named(path, "passages", "corpus"):
         return PASSAGES
+    if found == PASSAGES and _QUERIES.search(find_stem(path)):
+        found = None  # a question's field may be `text`, too
     return "jsonl" if found is None and is_named(path, "questions") else found
 
 

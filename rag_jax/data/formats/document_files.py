@@ -7,7 +7,6 @@ the extra `documents`. Nothing in a file is run or fetched.
 import contextlib
 import json
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,20 +15,35 @@ from typing import Any
 
 from rag_jax.data.formats.files import open_data
 from rag_jax.data.formats.lines import BadLineError
-from rag_jax.data.formats.word_text import list_beside, read_cell, read_notes, unfold
+from rag_jax.data.formats.page_text import enclose_texts
+from rag_jax.data.formats.pdf_text import list_pages
+from rag_jax.data.formats.word_text import (
+    drop_dangling,
+    holds_files,
+    is_strict,
+    list_beside,
+    read_cell,
+    read_notes,
+    unfold,
+)
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, require_file
 
 # Maximum size in bytes: of what is in memory whole, once parsed at many times its size, and of a
 # PDF, whose pages are read one by one.
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
-_END = r"(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
-_SETTINGS = re.compile(rf"---[ \t]*\r?\n(?:(?!{_END}).*\n){{0,200}}?{_END}")
-# Words at the end of a line that go on in the next, and what follows a hyphen that stays.
-_DIVIDED = re.compile(r"(?<!\w)(\w*[^\W\d_])-[ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
-_AFTER_HYPHEN = {"and", "or", "to", "und", "oder", "bis"}  # short- and long-term
-_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
-_SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
+# Settings above a Markdown text, in YAML or in TOML.
+_SETTINGS = re.compile(
+    "|".join(
+        rf"{begin}[ \t]*\r?\n(?:(?!{end}[ \t]*(?:\r?\n|\Z)).*\n){{0,200}}?{end}[ \t]*(?:\r?\n|\Z)"
+        for begin, end in (("---", r"(?:---|\.\.\.)"), (r"\+\+\+", r"\+\+\+"))
+    )
+)
+_SCANNED = (
+    "has no text: if it is scanned, or its fonts do not tell their characters, a program for text "
+    "recognition has to read it first"
+)
+_OLE = bytes.fromhex("d0cf11e0a1b11ae1")  # of what Word wrote before 2007, and of encrypted files
 _EXTRA = "pip install 'rag_jax[documents]'"
 
 
@@ -97,6 +111,8 @@ def _read_text(path: Path) -> str:
         data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise BadLineError(f"{path}: unpacks to more than {LARGEST >> 20} MiB")
+        if b"\0" in data:
+            raise BadLineError(f"{path}: holds zero bytes, as UTF-16 does: save it as UTF-8")
         return data.decode("utf-8-sig")
 
 
@@ -175,29 +191,10 @@ def _squeeze(text: str) -> str:
     return " ".join(re.sub(r"\u00ad\s*", "", text).split())
 
 
-def _join_words(pages: list[str]) -> list[str]:
-    """Pages without the hyphens that divide words at the ends of lines, nor ligatures.
-
-    A hyphen stays before a capital, and in a word that the document has with the hyphen alone.
-    """
-    pages = [page.translate(_LIGATURES) for page in pages]
-    known = {word.lower() for page in pages for word in re.findall(r"\w+(?:-\w+)*", page)}
-
-    def join(match: re.Match[str]) -> str:
-        first, second = match.groups()
-        if second in _AFTER_HYPHEN:
-            return f"{first}- {second}"
-        whole, hyphened = first + second, f"{first}-{second}"
-        is_hyphened = hyphened.lower() in known and whole.lower() not in known
-        return hyphened if is_hyphened or not second[0].islower() else whole
-
-    return [_DIVIDED.sub(join, page) for page in pages]
-
-
 def _cut_front_matter(text: str) -> str:
     """A text with the lines of settings that stand above it left blank.
 
-    They are between `---` and `---` or `...`.
+    They are between `---` and `---` or `...`, or between two `+++`.
     """
     match = _SETTINGS.match(text)
     return "\n" * match[0].count("\n") + text[match.end() :] if match else text
@@ -249,8 +246,10 @@ def read_page(path: Path) -> Document:
     with _within(path):
         import trafilatura
 
+        if (tree := trafilatura.load_html(content)) is not None:
+            enclose_texts(tree)
         options = {"include_comments": False, "include_tables": True, "favor_recall": True}
-        found = trafilatura.extract(content, output_format="markdown", **options) or ""
+        found = trafilatura.extract(tree, output_format="markdown", **options) or ""
         document = parse_markdown(found)
         known = trafilatura.extract_metadata(content)
     title = (known.title if known else "") or document.title
@@ -264,13 +263,16 @@ def read_pdf(path: Path) -> Document:
         import pypdf
 
         with open(path, "rb") as file:
-            reader = pypdf.PdfReader(file)
-            # A file may be encrypted for the sake of its permissions, with an empty password.
-            if reader.is_encrypted and not reader.decrypt(""):
-                raise BadLineError(f"{path}: is encrypted: save it without a password")
+            try:
+                reader = pypdf.PdfReader(file)
+                # A file may be encrypted for the sake of its permissions, with an empty password.
+                if reader.is_encrypted and not reader.decrypt(""):
+                    raise BadLineError(f"{path}: is encrypted: save it without a password")
+            except pypdf.errors.DependencyError as error:
+                raise ImportError(str(error)) from None
             title = (reader.metadata.title if reader.metadata else None) or ""
-            pages = [page.extract_text() or "" for page in reader.pages]
-    texts = map(_squeeze, _join_words(pages))
+            pages = list_pages(reader)
+    texts = map(_squeeze, pages)
     paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(texts, 1))
     return Document(_squeeze(title), paragraphs)
 
@@ -284,10 +286,17 @@ def read_word(path: Path) -> Document:
     with _within(path):
         import docx
 
+        with open(path, "rb") as file:
+            if file.read(8) == _OLE:
+                raise BadLineError(f"{path}: is encrypted, or an old .doc: save it as .docx")
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > 8 * LARGEST:
                 raise BadLineError(f"{path}: unpacks to more than {8 * LARGEST >> 20} MiB")
-        opened = docx.Document(str(path))
+            if is_strict(archive):
+                raise BadLineError(f"{path}: is Strict Open XML: save it as Word Document (.docx)")
+            opened = docx.Document(drop_dangling(archive))
+        if holds_files(opened.element.body):
+            raise BadLineError(f"{path}: holds another file: open it with Word, and save it")
         unfold(opened.element.body)
         notes = read_notes(opened.part)
         title, headings, paragraphs = opened.core_properties.title or "", {}, []

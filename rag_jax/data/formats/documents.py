@@ -53,19 +53,26 @@ def find_place(id: str) -> Place | None:
 def list_documents(folder: Path) -> list[Path]:
     """The documents in a folder and in its folders, sorted; hidden ones are left out.
 
-    So are the files that Word keeps beside an open document, `~$...`. Links to folders are not
-    followed.
+    So are the files that Word keeps beside an open document, `~$...`, and work folders of runs,
+    whose reports are pages. Links to folders are not followed.
 
     Raises:
         RagJaxError: a folder cannot be read, or a document's name is not UTF-8.
     """
     found = []
     for place, folders, names in os.walk(folder, onerror=_refuse_unread):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and not _is_run(Path(place, name))
+        ]
         paths = [Path(place, name) for name in names if not name.startswith((".", "~$"))]
         found += [path for path in paths if is_document(path)]
     check_names(found)
     return sorted(found)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds the results of a run."""
+    return all((folder / name).is_file() for name in ("report.json", "report.html"))
 
 
 def _refuse_unread(error: OSError) -> None:

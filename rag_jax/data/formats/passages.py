@@ -7,8 +7,8 @@ from typing import Any
 from rag_jax.config import DataConfig
 from rag_jax.data.formats import fever, flashrag, hugging_face, jsonl, kilt
 from rag_jax.data.formats.document_files import is_document
-from rag_jax.data.formats.documents import list_documents, stream_documents
-from rag_jax.data.formats.files import list_others
+from rag_jax.data.formats.documents import is_about_data, list_documents, stream_documents
+from rag_jax.data.formats.files import SUFFIXES, find_suffix, list_others
 from rag_jax.data.formats.ledger import Ledger
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_records
@@ -59,7 +59,11 @@ def _stream_documents(path: Path, bad: BadLines, seen: set[str], words: int) -> 
     folder, paths, ledger = path.parent, [path], Ledger()
     if path.is_dir():
         folder, paths = path, list_documents(path)
-        for other in list_others(path, paths):
+        others = list(list_others(path, paths))
+        has_data = any(find_suffix(other) in SUFFIXES for other in others)
+        if has_data and all(one.parent == path and is_about_data(one) for one in paths):
+            raise RagJaxError(f"{path}: is a folder of data: give the file of its passages")
+        for other in others:
             reason = "is a folder without documents" if other.is_dir() else "is no document"
             ledger.leave_out(other, reason)
     yield from stream_documents(folder, paths, words=words, bad=bad, seen=seen, ledger=ledger)
@@ -100,7 +104,8 @@ def read_passages(
 
 def holds_passages(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a passage or a page of passages, not a question."""
-    return "text" in record or flashrag.matches_passage(record)
+    has_answer = "answer" in record or "answers" in record
+    return ("text" in record and not has_answer) or flashrag.matches_passage(record)
 
 
 def _parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:

@@ -1,15 +1,32 @@
 """What python-docx does not read of a Word file: changes, controls, formulas, boxes and notes."""
 
+import io
+import posixpath
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 _NOTES = ("footnote", "endnote")
+_STRICT = b"http://purl.oclc.org/ooxml"
 _OFFICE = "http://schemas.openxmlformats.org"
 _NAMESPACES = {
     "m": f"{_OFFICE}/officeDocument/2006/math",
     "mc": f"{_OFFICE}/markup-compatibility/2006",
     "w": f"{_OFFICE}/wordprocessingml/2006/main",
 }
+# Characters of the font Symbol from 0x22 and from 0xA2 on, as Adobe's encoding has them. Word's
+# codes are 0xF000 higher. A blank stands for what is no character, such as a part of a bracket.
+_SYMBOLS = {
+    0xF022: "∀#∃%&∋()∗+,−./0123456789:;<=>?",  # noqa: RUF001
+    0xF040: "≅ΑΒΧΔΕΦΓΗΙϑΚΛΜΝΟΠΘΡΣΤΥςΩΞΨΖ[∴]⊥_",
+    0xF061: "αβχδεφγηιϕκλμνοπθρστυϖωξψζ{|}∼",  # noqa: RUF001
+    0xF0A2: "′≤⁄∞ƒ♣♦♥♠↔←↑→↓",  # noqa: RUF001
+    0xF0B0: "°±″≥×∝∂•÷≠≡≈…  ↵",  # noqa: RUF001
+    0xF0C0: "ℵℑℜ℘⊗⊕∅∩∪⊃⊇⊄⊂⊆∈∉∠∇®©™∏√⋅¬∧∨⇔⇐⇑⇒⇓",  # noqa: RUF001
+    0xF0E5: "∑",
+    0xF0F2: "∫",
+}
+_SYMBOL = {first + i: char for first, chars in _SYMBOLS.items() for i, char in enumerate(chars)}
 # Word's elements that only enclose others, and those that are not read: what is deleted or moved
 # away, is never filled in, or lists the contents. A merged cell is read at its first place alone.
 _ENCLOSING = (
@@ -70,7 +87,8 @@ def read_notes(part: Any) -> dict[tuple[str, str], str]:
 def unfold(body: Any) -> None:
     """Puts what is enclosed in the place of what encloses it, where python-docx finds it.
 
-    Of a formula, the symbols are left.
+    Of a formula, the symbols are left; of a character with its reading, the character; of a
+    character of the font Symbol, the same in Unicode, and of another such font U+FFFD.
     """
     import docx
 
@@ -80,10 +98,56 @@ def unfold(body: Any) -> None:
         run = docx.oxml.OxmlElement("w:r")
         run.text = " ".join(_find(formula, "m:t/text()"))
         formula.getparent().replace(formula, run)
+    for symbol in _find(body, "w:sym"):
+        code = int(symbol.get(docx.oxml.ns.qn("w:char"), "0"), 16)
+        is_known = symbol.get(docx.oxml.ns.qn("w:font")) == "Symbol"
+        _put_text(symbol, _SYMBOL.get(code | 0xF000, "\ufffd") if is_known else "\ufffd")
+    for ruby in _find(body, "w:ruby"):
+        _put_text(ruby, "".join(_find(ruby, "w:rubyBase//w:t/text()")))
     for element in _find(body, *_ENCLOSING):
         for child in reversed(element):
             element.addnext(child)
         element.getparent().remove(element)
+
+
+def _put_text(element: Any, text: str) -> None:
+    """Puts a text in the place of an element of a run."""
+    import docx
+
+    put = docx.oxml.OxmlElement("w:t")
+    put.text = text
+    element.getparent().replace(element, put)
+
+
+def is_strict(archive: zipfile.ZipFile) -> bool:
+    """Whether a Word file is in the strict form of the format, which python-docx does not read."""
+    return "_rels/.rels" in archive.namelist() and _STRICT in archive.read("_rels/.rels")
+
+
+def holds_files(body: Any) -> bool:
+    """Whether other files are enclosed, whose texts Word puts in when it saves."""
+    return bool(_find(body, "w:altChunk"))
+
+
+def drop_dangling(archive: zipfile.ZipFile) -> IO[bytes]:
+    """A Word file without relationships to parts that it does not have, which Word ignores."""
+    import docx
+
+    names, changed, copy = {*archive.namelist()}, {}, io.BytesIO()
+    for name in (name for name in names if name.endswith(".rels")):
+        root = docx.oxml.parse_xml(archive.read(name))
+        folder = posixpath.dirname(posixpath.dirname(name))
+        inner = [one for one in root if one.get("TargetMode") != "External"]
+        for one in inner:
+            target = posixpath.normpath(posixpath.join("/", folder, one.get("Target", "")))
+            if target.lstrip("/") not in names:
+                root.remove(one)
+                changed[name] = docx.oxml.xmlchemy.serialize_for_reading(root).encode()
+    with zipfile.ZipFile(copy, "w") as out:
+        for name in names:
+            out.writestr(name, changed.get(name) or archive.read(name))
+    copy.seek(0)
+    return copy
 
 
 def _find(element: Any, *paths: str) -> list[Any]:

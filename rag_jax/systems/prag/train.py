@@ -97,7 +97,7 @@ def run_encoding(
     """
     documents, augmented = list_augmented(context, passages, found=found, made=made)
     reduced = [variant.reduce(texts) for texts in augmented]
-    examples = _list_examples(format, documents, reduced, augment)
+    examples = list_examples(format, documents, reduced, augment)
     check_length(max(len(tokens) for rows in examples for tokens in rows))
     lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
     sizes = {"together": settings.together, "multiple": count_data_rows()}
@@ -106,7 +106,7 @@ def run_encoding(
     _write_groups(context, groups, tokens=int(lengths.sum()) * settings.epochs)
     loss = make_document_loss(set_passes(base.model, tuning), trainable)
     start = load_start(context, trainable, variant.start)
-    train_group = _make_group_trainer(base, loss, settings, groups, examples, start)
+    train_group = make_group_trainer(base, loss, settings, groups, examples, start)
     store = open_store(context.folder / "adapters", variant)
 
     def encode_group(group: Sequence[int]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def run_encoding(
     report_left_out(records)
 
 
-def _list_examples(
+def list_examples(
     format: Format,
     documents: Sequence[Passage],
     augmented: Sequence[Augmented],
@@ -160,7 +160,7 @@ def make_optimizer(settings: EncodeConfig) -> optax.GradientTransformation:
     return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def _make_group_trainer(
+def make_group_trainer(
     base: Pretrained,
     loss: LossFunction,
     settings: EncodeConfig,

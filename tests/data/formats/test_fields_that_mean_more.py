@@ -320,6 +320,54 @@ def test_underscores_in_a_title_that_is_no_articles(tmp_path):
     assert question.relevant == {"p": 1}
 
 
+@pytest.mark.parametrize("name", ["train_questions", "queries_test", "my-question"])
+def test_queries_with_a_text_are_no_passages(tmp_path, name):
+    """Whatever the texts of a file are, its name says that they ask."""
+    files = {"passages.jsonl": [PASSAGE], "test_questions.jsonl": [PLAIN]}
+    asked = {"id": "q", "text": "What is the capital of Latvia?"}
+    with pytest.raises(RagJaxError, match=rf"{name}.jsonl:(1: .*question| has an unknown format)"):
+        read(tmp_path, files | {f"{name}.jsonl": [asked]})
+    (tmp_path / f"{name}.jsonl").unlink()
+    with pytest.raises(RagJaxError, match="a.jsonl: has an unknown format"):
+        read(tmp_path, files | {"a.jsonl": [asked | {"answers": ["Riga"]}]})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"answer": 0, "error_type": "wrong_groundtruth"}, "error_type='wrong_groundtruth': "),
+        ({"answer": 0, "correct_answer": "z"}, "'answer' is choice A, and 'correct_answer' is"),
+        ({"answer": "x", "label": "B"}, "'answer' is choice A, and 'label' is choice B: remove"),
+        ({"answerKey": "C", "answer_index": 1}, "'answerKey' is choice C, and 'answer_index' is"),
+    ],
+)
+def test_two_right_choices(tmp_path, more, problem):
+    asked = {"question": "Which?", "choices": ["x", "y", "z"]}
+    with pytest.raises(RagJaxError, match=f"test.jsonl:1: {problem}"):
+        read(tmp_path, {"passages.jsonl": [PASSAGE], "test.jsonl": [asked | more]})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answer": "B", "answer_index": 1},
+        {"answer": 1, "error_type": "ok", "correct_answer": None},
+        {"answer": "y", "label": "hard"},
+        {"answerKey": "B", "correct_answer": "y"},
+    ],
+)
+def test_one_right_choice_in_several_fields(tmp_path, more):
+    asked = {"question": "Which?", "choices": ["x", "y", "z"]}
+    found = read(tmp_path, {"passages.jsonl": [PASSAGE], "test.jsonl": [asked | more]})
+    assert found.questions["test"][0].answers == ("B",)
+
+
+def test_joined_tables_with_byte_order_marks(tmp_path):
+    table = "\ufeffquestion,answer\nWhere?,Riga\n"
+    with pytest.raises(RagJaxError, match="test.csv:3: is the heading again: remove the row"):
+        read(tmp_path, {"passages.jsonl": [PASSAGE], "test.csv": 2 * table})
+
+
 def test_joined_tables(tmp_path):
     table = "question,answer\nWho?,Bob\nquestion,answer\nWhen?,1990\n"
     with pytest.raises(RagJaxError, match="test.csv:3: is the heading again: remove the row"):

@@ -408,3 +408,16 @@ def test_datasets_of_hugging_face(tmp_path, caplog, beside):
     }
     with pytest.raises(RagJaxError, match="data-0.arrow: looks like data"):
         read(tmp_path, {"data-0.arrow": b"ARROW1"})
+
+
+@pytest.mark.parametrize("heading", ["docno\tqid\trel", "document_id\tquery_id\trelevance"])
+def test_the_heading_of_judgements_in_another_order(tmp_path, heading):
+    found = read(tmp_path, BEIR | {"qrels/test.tsv": f"{heading}\n2\tq\t1\n"})
+    assert found.questions["test"][0].relevant == {"2": 1}
+
+
+def test_a_heading_that_names_some_columns(tmp_path):
+    with pytest.raises(RagJaxError, match="test.tsv:1: name the columns query-id, corpus-id an"):
+        read(tmp_path, BEIR | {"qrels/test.tsv": "text\tquery_id\trelevance\n2\tq\t1\n"})
+    found = read(tmp_path, BEIR | {"qrels/test.tsv": "query_id\titem\tworth\nq\t2\t1\n"})
+    assert found.questions["test"][0].relevant == {"2": 1}

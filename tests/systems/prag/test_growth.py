@@ -78,7 +78,7 @@ def test_a_group_finds_its_widths_without_a_search(monkeypatch):
     groups = Groups(2, Counted([3, 0, 1, 2]), [[8, 16], [24, 8]], 0.0)
     base = type("Base", (), {"params": {}})
     given = base, None, EncodeConfig(), groups, [[[1], [1, 2]]] * 4, {"a": np.zeros(3, np.float32)}
-    run = train._make_group_trainer(*given)
+    run = train.make_group_trainer(*given)
     run([1, 2])
     run([3, 0])
     assert shapes == [(2, 24), (2, 8), (2, 8), (2, 16)]
@@ -121,7 +121,7 @@ def test_examples_take_four_bytes_a_token_and_are_shared(llama_folder):
     passages = [Passage(str(i), "Riga", "Riga is a town. " * (i + 1)) for i in range(3)]
     augmented = [Augmented((), (Pair("Where?", "Latvia"),))] * 3
     augment = AugmentConfig()
-    examples = train._list_examples(format, passages, augmented, augment)
+    examples = train.list_examples(format, passages, augmented, augment)
     for passage, texts, own in zip(passages, augmented, examples, strict=True):
         made = make_examples(format, passage, texts, questions=augment.questions)
         wanted = repeat_examples(made, count_examples(augment))

@@ -1,0 +1,222 @@
+"""Documents that readers open and libraries do not read right, or only in part."""
+
+import io
+import json
+import zipfile
+
+import docx
+import pypdf
+import pytest
+from docx.oxml.ns import nsdecls
+from pypdf.generic import (
+    ArrayObject,
+    DecodedStreamObject,
+    DictionaryObject,
+    NameObject,
+    NumberObject,
+    TextStringObject,
+)
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import describe_source, read_passages
+from rag_jax.data.formats.document_files import parse_markdown, read_document
+from rag_jax.data.formats.lines import BadLineError
+from rag_jax.runtime.errors import RagJaxError
+
+SENTENCE = "The pump number {} was delivered to the harbour in spring, and stands there today."
+SENTENCES = [SENTENCE.format(i) for i in range(5)]
+STRICT = b"http://purl.oclc.org/ooxml/officeDocument/relationships"
+OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+
+
+def read_words(path):
+    return " ".join(paragraph.text for paragraph in read_document(path).paragraphs)
+
+
+# PDF.
+
+
+def name(**entries):
+    return DictionaryObject({NameObject(f"/{key}"): value for key, value in entries.items()})
+
+
+def write_page(path, drawn, encoding=None, encrypt="", form=()):
+    """A PDF file of one page: bytes of a text in hexadecimal, a font's encoding, and fields."""
+    writer = pypdf.PdfWriter()
+    page = writer.add_blank_page(300, 300)
+    font = name(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/X+Y"))
+    if encoding is not None:
+        font[NameObject("/Encoding")] = encoding
+    page[NameObject("/Resources")] = name(Font=name(F1=font))
+    stream = DecodedStreamObject()
+    stream.set_data(b"BT /F1 12 Tf 20 200 Td <%s> Tj ET" % drawn.hex().encode())
+    page[NameObject("/Contents")] = writer._add_object(stream)
+    place = ArrayObject(map(NumberObject, (150, 195, 290, 215)))
+    fields = [writer._add_object(field) for field in form]
+    for field in fields:
+        field.get_object()[NameObject("/Rect")] = place
+    page[NameObject("/Annots")] = writer._add_object(ArrayObject(fields))
+    if encrypt:
+        writer.encrypt("", "owner", algorithm=encrypt)
+    writer.write(path)
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_that_anyone_can_open(tmp_path, algorithm):
+    write_page(tmp_path / "a.pdf", b"The pump has a valve.", encrypt=algorithm)
+    assert read_words(tmp_path / "a.pdf") == "The pump has a valve."
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_fonts_that_do_not_tell_their_characters(tmp_path, names):
+    """A font with a part of the letters numbers them, and may name them by their numbers."""
+    text = "The pump has a valve of steel and a handle of brass."
+    letters = sorted({*text})
+    codes = bytes(letters.index(letter) + 1 for letter in text)
+    glyphs = [NumberObject(1), *[NameObject(f"/g{i}") for i in range(1, 60)]]
+    encoding = name(Type=NameObject("/Encoding"), Differences=ArrayObject(glyphs))
+    write_page(tmp_path / "a.pdf", codes, encoding if names else None)
+    with pytest.raises(BadLineError, match="has no text: if it is scanned, or its fonts do not te"):
+        read_document(tmp_path / "a.pdf")
+
+
+def test_what_is_filled_into_a_form(tmp_path):
+    widget = {"Type": NameObject("/Annot"), "Subtype": NameObject("/Widget")}
+    parent = name(FT=NameObject("/Tx"), V=TextStringObject("Riga"))
+    chosen = ArrayObject([TextStringObject("oil"), TextStringObject("water")])
+    form = [
+        name(**widget, FT=NameObject("/Tx"), V=TextStringObject("Titan 500")),
+        name(**widget, FT=NameObject("/Btn"), V=NameObject("/Yes")),
+        name(**widget, FT=NameObject("/Tx")),
+        name(**widget, Parent=parent),
+        name(**widget, FT=NameObject("/Ch"), V=chosen),
+        name(Subtype=NameObject("/Link"), V=TextStringObject("unseen")),
+    ]
+    write_page(tmp_path / "a.pdf", b"Name of the pump:", form=form)
+    assert read_words(tmp_path / "a.pdf") == "Name of the pump: Titan 500 Riga oil water"
+
+
+# Word.
+
+
+def write_word(path, body="", relations="", change=None):
+    """A Word file with a paragraph, runs as XML in it, and further relationships."""
+    document, stored = docx.Document(), io.BytesIO()
+    paragraph = document.add_paragraph("Start ")._p
+    for run in docx.oxml.parse_xml(f"<w:p {nsdecls('w')}>{body}</w:p>"):
+        paragraph.append(run)
+    document.save(stored)
+    with zipfile.ZipFile(stored) as archive, zipfile.ZipFile(path, "w") as out:
+        for entry in archive.namelist():
+            content = archive.read(entry)
+            if entry == "word/_rels/document.xml.rels":
+                end = b"</Relationships>"
+                content = content.replace(end, relations.encode() + end)
+            out.writestr(entry, change(content) if change else content)
+
+
+def test_characters_of_symbol_fonts(tmp_path):
+    symbol = '<w:r><w:t>{}</w:t><w:sym w:font="{}" w:char="{}"/></w:r>'.format
+    body = symbol("dose ", "Symbol", "F0B3") + symbol(" 5 ", "Symbol", "F06D")
+    body += symbol("g, ", "Symbol", "61") + symbol(", ", "Wingdings", "F0FC")
+    write_word(tmp_path / "a.docx", body)
+    assert read_words(tmp_path / "a.docx") == "Start dose ≥ 5 μg, \u03b1, \ufffd"
+
+
+def test_characters_with_their_reading(tmp_path):
+    body = (
+        "<w:r><w:ruby><w:rubyPr/><w:rt><w:r><w:t>とうきょう</w:t></w:r></w:rt>"
+        "<w:rubyBase><w:r><w:t>東京</w:t></w:r></w:rubyBase></w:ruby></w:r>"
+    )
+    write_word(tmp_path / "a.docx", body)
+    assert read_words(tmp_path / "a.docx") == "Start 東京"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"), [("hyperlink", "#_top"), ("image", "../NULL"), ("image", "media/gone.png")]
+)
+def test_relationships_to_parts_that_are_not_there(tmp_path, kind, target):
+    relation = f'<Relationship Id="rIdZ" Type="{OFFICE}/{kind}" Target="{target}"/>'
+    write_word(tmp_path / "a.docx", relations=relation)
+    assert read_words(tmp_path / "a.docx") == "Start"
+
+
+def test_word_files_of_other_forms_are_named(tmp_path):
+    def write_strict(path):
+        write_word(path, change=lambda part: part.replace(OFFICE.encode(), STRICT))
+
+    cases = {
+        "is Strict Open XML: save it as Word Document": write_strict,
+        "holds another file: open it with Word": lambda path: write_word(path, "<w:altChunk/>"),
+        "is encrypted, or an old .doc": lambda path: path.write_bytes(
+            bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)
+        ),
+    }
+    for message, write in cases.items():
+        write(tmp_path / "a.docx")
+        with pytest.raises(BadLineError, match=message) as caught:
+            read_document(tmp_path / "a.docx")
+        assert "a.docx" in str(caught.value)
+
+
+# Web pages and texts.
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<br>".join(SENTENCES),
+        "<h1>Pumps</h1>" + "<br><br>".join(SENTENCES),
+        SENTENCES[0] + "<p>" + "</p><p>".join(SENTENCES[1:]) + "</p>",
+        "<hr>".join(SENTENCES),
+        "<p>" + "</p>".join(SENTENCES),
+        f"{SENTENCES[0]} <b>{SENTENCES[1]}</b> {SENTENCES[2]}<ul><li>{SENTENCES[3]}</ul>"
+        f"{SENTENCES[4]}",
+        f"<p>{SENTENCES[0]} {SENTENCES[1]}</p><figure><img src=x><figcaption>{SENTENCES[2]}"
+        f"</figcaption></figure><p>{SENTENCES[3]} {SENTENCES[4]}</p>",
+    ],
+)
+def test_texts_of_a_page_that_stand_in_no_paragraph(tmp_path, body):
+    (tmp_path / "a.html").write_text(f"<html><title>Pumps</title><body>{body}</body></html>")
+    words = read_words(tmp_path / "a.html").replace("**", "")
+    places = [words.find(sentence) for sentence in SENTENCES]
+    assert min(places) >= 0
+    assert places == sorted(places)
+
+
+def test_settings_in_toml_are_cut():
+    (paragraph,) = parse_markdown("+++\ntitle = 'x'\n+++\n\nWords.\n").paragraphs
+    assert (paragraph.text, paragraph.place) == ("Words.", 5)
+    kept = [p.text for p in parse_markdown("+++\n\nWords.\n").paragraphs]
+    assert "Words." in " ".join(kept)
+
+
+def test_utf_16_without_its_mark_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Рига и море.".encode("utf-16-le"))
+    with pytest.raises(BadLineError, match="a.txt: holds zero bytes, as UTF-16 does: save it as"):
+        read_document(tmp_path / "a.txt")
+
+
+# Folders.
+
+
+def test_the_work_folder_of_a_run_is_no_document(tmp_path):
+    (tmp_path / "a.md").write_text("# Pump\nClose it.\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "?", "answers": ["x"]}))
+    before = describe_source(DataConfig(str(tmp_path)), WorldConfig())
+    run = tmp_path / "runs" / "prag"
+    run.mkdir(parents=True)
+    (run / "report.html").write_text(f"<html><body><p>{' '.join(SENTENCES)}</p></body></html>")
+    (run / "report.json").write_text("{}")
+    assert describe_source(DataConfig(str(tmp_path)), WorldConfig()) == before
+    (run / "report.json").unlink()
+    assert describe_source(DataConfig(str(tmp_path)), WorldConfig()) != before
+
+
+def test_what_is_about_data_is_no_corpus(tmp_path):
+    (tmp_path / "passages.jsonl").write_text(json.dumps({"id": "1", "text": "Riga."}))
+    (tmp_path / "README.md").write_text("# Data\nPassages.\n")
+    with pytest.raises(RagJaxError, match="is a folder of data: give the file of its passages"):
+        read_passages([tmp_path])
+    (tmp_path / "a.md").write_text("# Pump\nClose it.\n")
+    assert {passage.id for passage in read_passages([tmp_path])} == {"README.md#2", "a.md#2"}
