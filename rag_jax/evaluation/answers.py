@@ -4,6 +4,7 @@ Predictions are compared with acceptable answers after the normalisation of the 
 (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
 arXiv:1606.05250): lower case, no punctuation, no English articles, single spaces. Where that would
 leave nothing of an answer, such as "A" or "The", articles or punctuation are kept on both sides.
+Of a prediction that begins with thoughts, what follows `</think>` counts.
 """
 
 import functools
@@ -23,6 +24,7 @@ from rag_jax.data.words import space_characters
 from rag_jax.evaluation.choices import pick_choice
 from rag_jax.evaluation.texts import (
     best_score,
+    drop_thoughts,
     home_folder,
     list_words,
     normalize_pair,
@@ -51,7 +53,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    return best_score(functools.partial(_match_exactly, prediction), answers)
+    return best_score(functools.partial(_match_exactly, drop_thoughts(prediction)), answers)
 
 
 def _match_exactly(prediction: str, answer: str) -> float:
@@ -69,7 +71,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    return best_score(functools.partial(_f1, prediction), answers)
+    return best_score(functools.partial(_f1, drop_thoughts(prediction)), answers)
 
 
 def _f1(prediction: str, answer: str) -> float:
@@ -93,7 +95,7 @@ def match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    return best_score(functools.partial(_match, prediction), answers)
+    return best_score(functools.partial(_match, drop_thoughts(prediction)), answers)
 
 
 def _match(prediction: str, answer: str) -> float:
@@ -135,7 +137,8 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    return best_score(lambda answer: float(bool(answer.strip()) and answer in prediction), answers)
+    said = drop_thoughts(prediction)
+    return best_score(lambda answer: float(bool(answer.strip()) and answer in said), answers)
 
 
 def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, str]) -> float:

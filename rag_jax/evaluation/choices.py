@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
-from rag_jax.evaluation.texts import spell_words
+from rag_jax.evaluation.texts import drop_thoughts, spell_words
 
 # What may follow "A" as a label; before any other word, "A" is the article.
 _AFTER_LABEL = (
@@ -100,7 +100,7 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     letter are case-sensitive in rules 2, 3, 5, 7 and 9 unless punctuation follows.
     """
     labels = {label.casefold(): label for label in choices}
-    said = prediction.rpartition("</think>")[2]
+    said = drop_thoughts(prediction)
     prediction = said if said.strip() else prediction
     for text in (prediction, prediction := _plain(prediction, choices)):
         if (stripped := text.strip(" \n.:()").casefold()) in labels:

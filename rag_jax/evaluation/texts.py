@@ -21,6 +21,15 @@ _MARK = regex.compile(
 )
 
 
+def drop_thoughts(text: str) -> str:
+    """What a model says once it has thought, after `</think>`.
+
+    Nothing is left of a thought that does not end.
+    """
+    _, end, said = text.rpartition("</think>")
+    return "" if not end and text.lstrip().startswith("<think>") else said
+
+
 def normalize_pair(prediction: str, answer: str) -> tuple[str, str]:
     """Normalises a prediction and an answer in the same way, which leaves something of the answer.
 

@@ -16,6 +16,7 @@ _PROBE = "Answer in one word."
 # Conversations in which a template writes the marker of every role.
 _TURNS = (("user",), ("system", "user"), ("user", "assistant", "user"))
 _LONGEST = 1 << 20  # characters of a template
+_MOST_TEMPLATES = 8  # all are rendered, to see which tokens they write
 # A `Budget`'s units. The layouts of known families in tests/chats.py spend at most 500 units a
 # message and 20 a character; the one that looks at all that a text has spends 100 a character.
 _UNITS, _UNITS_A_CHARACTER = 500_000, 200
@@ -32,7 +33,11 @@ class ChatTemplate:
         self._source, self._tokens, self._name = source, tokens, name
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool,
+        thinking: bool | None = None,
     ) -> Traced:
         """The text of a conversation.
 
@@ -41,6 +46,8 @@ class ChatTemplate:
 
         Args:
             messages: dicts with `role` and `content`.
+            thinking: `enable_thinking`, as Qwen3's and SmolLM3's templates call it; None to leave
+                it undefined.
 
         Raises:
             RagJaxError: the template has an error, refuses the messages, or takes too many steps
@@ -50,7 +57,7 @@ class ChatTemplate:
             joined = "\n\n".join(m["content"] for m in messages[:2] if m["content"])
             messages = [{"role": "user", "content": joined}, *messages[2:]]
         with parsing(self._name, "refuses these messages"):
-            return self._render(messages, add_generation_prompt)
+            return self._render(messages, add_generation_prompt, thinking)
 
     def sample(self) -> str:
         """What the template writes itself in short conversations; "" if it refuses them all."""
@@ -74,7 +81,12 @@ class ChatTemplate:
         except RagJaxError:
             return False
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Traced:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool,
+        thinking: bool | None = None,
+    ) -> Traced:
         characters = sum(len(m["content"]) for m in messages)
         self._environment.budget = Budget(_UNITS + _UNITS_A_CHARACTER * characters)
         traced = [
@@ -86,6 +98,7 @@ class ChatTemplate:
             # As in transformers, which defines them for every template.
             "tools": None,
             "documents": None,
+            **({} if thinking is None else {"enable_thinking": thinking}),
             **{name: trust(token) for name, token in self._tokens.items()},
         }
         try:
@@ -106,6 +119,24 @@ class ChatTemplate:
             )
         with parsing(self._name):
             return self._environment.read(self._source)
+
+
+def sample_templates(sources: Sequence[str], tokens: Mapping[str, str], *, name: str) -> str:
+    """The sources of chat templates, and what they write.
+
+    Args:
+        tokens, name: as for `ChatTemplate`.
+
+    Raises:
+        RagJaxError: there are very many of them.
+    """
+    if len(sources) > _MOST_TEMPLATES:
+        raise RagJaxError(
+            f"{name}: there are {len(sources):,} of them, more than the limit of "
+            f"{_MOST_TEMPLATES}: keep the one to use"
+        )
+    written = [ChatTemplate(source, tokens).sample() for source in sources]
+    return "\n".join([*sources, *written])
 
 
 def choose_template(templates: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from rag_jax.models import tokenizer_files, tokenizer_gguf
-from rag_jax.models.chat_template import ChatTemplate, choose_template
+from rag_jax.models.chat_template import ChatTemplate, choose_template, sample_templates
 from rag_jax.models.control_tokens import (
     ChatEncoder,
     count_needed,
@@ -28,7 +28,6 @@ from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
 _USUAL = tokenizer_files.NAMED_TOKENS
-_MOST_TEMPLATES = 8  # all are rendered, to see which tokens they write
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -293,10 +292,15 @@ class Tokenizer:
         if any(core.token_to_id(name) != self.vocab_size + i for i, name in enumerate(new)):
             raise RagJaxError("the vocabulary has unused ids: special tokens cannot be added to it")
         options = {"chat_template": self._template, "template_name": self._template_name}
-        return Tokenizer(core, **self._names, **options, stop_ids=self.stop_ids)
+        options |= {"stop_ids": self.stop_ids, "inputs": self._inputs}
+        return Tokenizer(core, **self._names, **options)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        thinking: bool | None = None,
     ) -> list[int]:
         """Token ids of a conversation in the format of the model's chat template.
 
@@ -307,6 +311,7 @@ class Tokenizer:
         Args:
             messages: dicts with `role` (system, user or assistant) and `content`.
             add_generation_prompt: whether to append the header of an assistant message.
+            thinking: whether a model that can think before it answers does; None for its default.
 
         Raises:
             RagJaxError: there is no chat template, the template refuses the messages, or a message
@@ -315,7 +320,8 @@ class Tokenizer:
         for i, message in enumerate(messages):
             if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
                 raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
-        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        options = {"add_generation_prompt": add_generation_prompt, "thinking": thinking}
+        text = self._chat_template.render(messages, **options)
         check_length(text)
         contents = [message["content"] for message in messages]
         return self._share(self._chat_encoder.encode(text, contents))
@@ -324,13 +330,7 @@ class Tokenizer:
         """The sources of the chat templates, and what they write."""
         template = self._template or {}
         sources = [*template.values()] if isinstance(template, Mapping) else [template]
-        if len(sources) > _MOST_TEMPLATES:
-            raise RagJaxError(
-                f"{self._template_name}: there are {len(sources):,} of them, more than the limit "
-                f"of {_MOST_TEMPLATES}: keep the one to use"
-            )
-        written = [ChatTemplate(source, self._template_tokens).sample() for source in sources]
-        return "\n".join([*sources, *written])
+        return sample_templates(sources, self._template_tokens, name=self._template_name)
 
     @property
     def _template_tokens(self) -> dict[str, str]:

@@ -25,6 +25,8 @@ _KINDS = {
 # The most bytes of a file that is read as a whole: a model's settings or tokenizer (those of known
 # models have 35 MB), and any other JSON.
 LARGEST_SETTINGS, LARGEST_JSON = 256 << 20, 1 << 30
+POINTER = b"version https://git-lfs.github.com/"  # how a pointer of Git LFS begins
+_LARGEST_POINTER = 1024  # bytes, by its specification
 _MOST_FILES = 100_000  # in a folder that a library reads by itself
 _LONGEST = 300  # characters of a value or a reason in a message
 
@@ -35,15 +37,15 @@ def is_there(path: str | os.PathLike) -> bool:
 
 
 def require_file(path: str | os.PathLike, advice: str = "", *, largest: int | None = None) -> None:
-    """Looks whether a path is a regular file or a link to one, without opening it.
+    """Looks whether a path is a regular file or a link to one, of which only small ones are opened.
 
     Args:
         advice: what to do, as the end of the message.
         largest: the most bytes that the file may have; None for any number.
 
     Raises:
-        RagJaxError: the file is missing or too large, or the path is something else, such as a
-            named pipe.
+        RagJaxError: the file is missing, too large or a pointer of Git LFS, or the path is
+            something else, such as a named pipe.
     """
     end = f": {advice}" if advice else ""
     try:
@@ -55,10 +57,19 @@ def require_file(path: str | os.PathLike, advice: str = "", *, largest: int | No
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise RagJaxError(f"{path} is {kind} in the place of a file{end}")
+    if found.st_size < _LARGEST_POINTER and _is_pointer(path):
+        raise RagJaxError(f"{path}: is a pointer of Git LFS: run `git lfs pull`")
     if largest is not None and found.st_size > largest:
         raise RagJaxError(
             f"{path} has {found.st_size:,} bytes, more than the limit of {largest:,}{end}"
         )
+
+
+def _is_pointer(path: str | os.PathLike) -> bool:
+    # Who opens a file that cannot be read says why.
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER
+    return False
 
 
 def require_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.answers import match, normalize_answer
+from rag_jax.evaluation.texts import drop_thoughts
 from rag_jax.models import Pretrained
 from rag_jax.systems.stages import continue_prompts
 
@@ -123,13 +124,11 @@ def write_texts(
         {"role": "user", "content": _SAMPLE},
         {"role": "assistant", "content": sample},
     ]
-    prompts = [
-        writer.tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
-        for p in passages
-    ]
+    asked = [[*turns, {"role": "user", "content": f"{p.title}: {p.text}"}] for p in passages]
+    prompts = [writer.tokenizer.encode_chat(messages, thinking=False) for messages in asked]
     return decode_texts(writer, continue_prompts(writer, prompts, **options))
 
 
 def decode_texts(writer: Pretrained, written: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of what a model has written."""
-    return [writer.tokenizer.decode(tokens).strip() for tokens in written]
+    """The texts of what a model has written, without what it thought before."""
+    return [drop_thoughts(writer.tokenizer.decode(tokens)).strip() for tokens in written]

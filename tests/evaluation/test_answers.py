@@ -56,6 +56,14 @@ def test_exact_match():
     assert exact_match("", ["Paris"]) == 0
 
 
+def test_thoughts_are_not_graded():
+    thought = "<think>Is it Paris? No, it is Lyon.</think>\nLyon"
+    for metric in (exact_match, f1, match, contains_answer):
+        assert metric(thought, ["Lyon"]) == 1
+        assert metric(thought, ["Paris"]) == 0
+        assert metric("<think>Is it Paris? It is", ["Paris"]) == 0
+
+
 def test_f1_by_hand():
     # Two of three predicted words, two of two in the answer: 2 * 2 / (3 + 2).
     assert f1("big New York", ["New York"]) == pytest.approx(0.8)

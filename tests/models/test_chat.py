@@ -219,6 +219,20 @@ def test_helpers(open_chat):
     assert tokenizer.encode_chat(USER) == expected
 
 
+def test_thinking_is_left_to_the_template_or_turned_off(open_chat):
+    """As Qwen3's template has it: undefined is on, and a closed thought turns it off."""
+    template = (
+        "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    )
+    tokenizer = open_chat(template)
+    usual = tokenizer.encode_chat(USER)
+    assert usual == tokenizer.encode_chat(USER, thinking=True)
+    closed = tokenizer.encode_chat(USER, thinking=False)
+    assert closed[: len(usual)] == usual
+    assert tokenizer.decode(closed[len(usual) :]) == "<think></think>"
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [

@@ -452,3 +452,15 @@ def test_scaled_positions_of_modernbert_are_refused(scaled, tmp_path):
     path.write_text(json.dumps(fields | scaled))
     with pytest.raises(RagJaxError, match="linear.* is not supported"):
         read_config(path)
+
+
+def test_two_windows_of_modernbert(tmp_path):
+    """transformers follows `sliding_window`, which it does not write."""
+    fields = {"model_type": "modernbert", "vocab_size": 128, "hidden_size": 16}
+    fields |= {"intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields | {"local_attention": 16, "sliding_window": 8}))
+    assert read_config(path).window == 8
+    path.write_text(json.dumps(fields | {"local_attention": 16, "sliding_window": 4}))
+    with pytest.raises(RagJaxError, match="sliding_window 4 is not supported"):
+        read_config(path)

@@ -18,10 +18,19 @@ from rag_jax.runtime.errors import RagJaxError
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama_tied"
 COMMIT = "a" * 40
 SENTENCE = {
-    "modules.json": b"[]",
+    "modules.json": b"""[
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+        {"type": "sentence_transformers.models.Dense", "path": "2_Dense_1024"},
+        {"type": "sentence_transformers.cross_encoder.modules.LogitScore", "path": "3_Score[1]"}
+    ]""",
     "sentence_roberta_config.json": b"{}",
     "1_Pooling/config.json": b"{}",
-    "2_Dense/config.json": b"{}",
+    "2_Dense_1024/config.json": b"{}",
+    "2_Dense_1024/model.safetensors": b"{}",
+    "2_Dense_4096/model.safetensors": b"much",
+    "3_Score[1]/config.json": b"{}",
+    "3_Score[1]/model.safetensors": b"much",
     "onnx/model.onnx": b"much",
     "README.md": b"# A model",
     "tf_model.h5": b"much",
@@ -122,7 +131,8 @@ def list_names(folder):
 def test_only_a_models_files_come(server, is_sentence_encoder):
     needed = {*server.files} - SENTENCE.keys()
     if is_sentence_encoder:
-        needed |= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json"}
+        needed |= {"modules.json", "1_Pooling/config.json", "3_Score[1]/config.json"}
+        needed |= {"2_Dense_1024/config.json", "2_Dense_1024/model.safetensors"}
     else:
         del server.files["modules.json"]
     needed |= {"sentence_roberta_config.json"}

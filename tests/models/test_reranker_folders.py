@@ -80,6 +80,9 @@ def test_a_language_model_that_is_asked(tmp_path):
     for function in (check_reranker, load_reranker):
         with pytest.raises(RagJaxError, match=f"true_token_id {yes} is not the token of the answ"):
             function(folder, question=YesNo("", " ", "", yes="b", no="a"))
+    write_modules(folder, ("LogitScore", {"true_token_id": yes, "false_token_id": None}))
+    with pytest.raises(RagJaxError, match="false_token_id is missing or null: a score of one tok"):
+        load_reranker(folder, question=question)
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["path"] = "../elsewhere"
     (folder / "modules.json").write_text(json.dumps(modules))

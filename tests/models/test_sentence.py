@@ -263,6 +263,16 @@ def test_other_ways_to_read_texts_are_refused(fields, message, folder):
         load(folder)
 
 
+def test_fewer_dimensions_in_the_files_are_refused(folder):
+    path = folder / "config_sentence_transformers.json"
+    for dimensions in (None, 8):
+        path.write_text(json.dumps({"prompts": {}, "truncate_dim": dimensions}))
+        if dimensions is None:
+            assert load(folder).fingerprint == load(BERT).fingerprint
+    with pytest.raises(RagJaxError, match="truncate_dim is not followed: remove it, and give as m"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "name",
     [

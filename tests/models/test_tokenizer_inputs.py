@@ -82,6 +82,8 @@ def test_texts_that_lose_their_start(folder, tmp_path):
     tokenizer.save(tmp_path / "saved", max_length=64)
     again = Tokenizer.from_folder(tmp_path / "saved")
     assert again.encode_with_specials(text, max_length=5) == [*start, *one[-3:], *end]
+    grown = tokenizer.add_special_tokens(["<new>"])
+    assert grown.encode_with_specials(text, max_length=5) == [*start, *one[-3:], *end]
 
 
 def test_the_side_that_the_tokenizers_own_file_has(folder):

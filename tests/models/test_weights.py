@@ -382,6 +382,15 @@ def test_integer_weights_are_refused(bert, monkeypatch):
         load(bert)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_pointers_of_git_lfs(bert, name):
+    """What a clone without Git LFS leaves in the place of a file."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (bert / name).write_bytes(pointer)
+    with pytest.raises(RagJaxError, match=f"{name}: is a pointer of Git LFS: run `git lfs pull`"):
+        load(bert)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 900, -1])
 def test_truncated_safetensors(bert, keep):
     path = bert / "model.safetensors"

@@ -4,18 +4,24 @@ import json
 import shutil
 
 import pytest
-from chats import make_byte_level
+from chats import make_byte_level, write_folder
 
 from rag_jax.data.passages import Passage
 from rag_jax.decoding.sample import Sampling
+from rag_jax.evaluation.texts import drop_thoughts
 from rag_jax.models import load
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.systems.asking import decode_texts
 from rag_jax.systems.prag.data import Format as PragFormat
 from rag_jax.systems.rag.data import Format as RagFormat
 from rag_jax.systems.self_retrieval.data import Format as SelfRetrievalFormat
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format as SrragFormat
-from rag_jax.systems.srrag.data import special_tokens
+from rag_jax.systems.srrag.data import (
+    encode_answer_prompt,
+    encode_document_prompt,
+    special_tokens,
+)
 from rag_jax.systems.stages import continue_prompts
 
 SOURCES = SRRAGConfig().sources
@@ -46,6 +52,34 @@ def test_prompts_have_a_first_token_where_the_tokenizer_adds_one():
     plain, begun = (list_prompts(make_tokenizer(bos=bos)) for bos in (False, True))
     start = make_tokenizer(bos=True).bos_id
     assert begun == {name: [start, *ids] for name, ids in plain.items()}
+
+
+def test_no_system_asks_a_model_to_think(tmp_path):
+    """Answers have a few tokens, which thoughts would take."""
+    template = (
+        "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path / "x", make_byte_level(), template))
+    prag = PragFormat(tokenizer, chat=True, max_text=50)
+    prompts = [
+        RagFormat(tokenizer, "chat", 200).encode_input("Where is Oslo?", ("Oslo", "It."))[0],
+        prag.encode_prompt("Where is Oslo?", [PASSAGE]),
+        prag.encode_passages([PASSAGE]),
+        encode_document_prompt(tokenizer, "Where is Oslo?", [("Where?", "There.")]),
+        encode_answer_prompt(tokenizer, "Where is Oslo?", "It lies in Norway."),
+    ]
+    for prompt in prompts:
+        assert "<think></think>" in tokenizer.decode(prompt)
+
+
+def test_what_a_model_thought_is_no_text_of_it(llama_folder):
+    base = load(llama_folder)
+    written = ["<think>Is it Paris?</think>\n Lyon.", " <think>Is it", "Lyon. ", "so</think>Lyon"]
+    tokens = list(map(base.tokenizer.encode, written))
+    wanted = [drop_thoughts(base.tokenizer.decode(row)).strip() for row in tokens]
+    assert decode_texts(base, tokens) == wanted
+    assert list(map(drop_thoughts, written)) == ["\n Lyon.", "", "Lyon. ", "Lyon"]
 
 
 def test_writing_stops_at_every_end_token():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.outside import is_there, require_file
+from rag_jax.runtime.outside import POINTER, is_there, require_file
 
 LONGEST = 1 << 26  # maximum length of a line in bytes, or of a JSON value in characters
 CHUNK = 1 << 16  # bytes or characters read at a time
@@ -31,7 +31,7 @@ _CONVERT = "convert the file to JSON lines"
 _AGAIN = "download the file again"
 # How files begin that are not the data they seem to be, what they are, and what to do.
 _IMPOSTORS = (
-    (rb"version https://git-lfs\.github\.com/", "a pointer of Git LFS", "run `git lfs pull`"),
+    (re.escape(POINTER), "a pointer of Git LFS", "run `git lfs pull`"),
     (rb"(/|\.\./)*(\.git/)?annex/objects/", "a pointer of git-annex", "run `git annex get`"),
     (rb"\s*<(?i:!doctype|html|\?xml)", "a web page or XML", _AGAIN),
     (rb"PK\x03\x04", "a zip archive", _UNPACK),

@@ -176,13 +176,15 @@ def _read_modern_bert(fields: Fields) -> ModernBertConfig:
             section.refuse_unless(name, "default")
         theta = fields.number(f"{old}_rope_theta", default)
         thetas[kind] = section.number("rope_theta", theta)
+    window = fields.size("local_attention", 128) // 2
+    fields.refuse_unless("sliding_window", window)
     return ModernBertConfig(
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
         ffn_size=fields.size("intermediate_size"),
         num_heads=heads,
         is_local=tuple(kind == _LOCAL for kind in kinds),
-        window=fields.size("local_attention", 128) // 2,
+        window=window,
         global_theta=thetas[_GLOBAL],
         local_theta=thetas[_LOCAL],
         norm_eps=fields.number("norm_eps", 1e-5),

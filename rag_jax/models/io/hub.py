@@ -1,5 +1,6 @@
 """Resolution of model names to local folders, with download, hash check and cache."""
 
+import glob
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from rag_jax.models.io.modules import MODULES, PROMPTS, TRANSFORMER_NAMES
+from rag_jax.models.io.modules import MODULES, PROMPTS, TRANSFORMER_NAMES, list_places
 from rag_jax.models.io.sentence import describe_sentence
 from rag_jax.models.io.weight_files import list_parts
 from rag_jax.runtime.downloads import Endless
@@ -197,11 +198,10 @@ def _resolve_hub(name: str) -> Path:
         folder = model.fetch(patterns, pinned=True)
         if model.lists(_TEMPLATES):
             model.fetch([_TEMPLATES], pinned=True, subfolders=True)
-        if (folder / MODULES).exists():
+        if modules := [(kind, glob.escape(place)) for kind, place in list_places(folder) if place]:
+            layers = [f"{place}/config.json" for _, place in modules]
             # Dense layers have weights of their own; other modules have none.
-            kinds = ("Pooling", "SpladePooling", "MultiVectorMask", "Normalize", "Dense")
-            layers = [f"*_{kind}/config.json" for kind in kinds]
-            layers.append("*_Dense/model.safetensors")
+            layers += [f"{place}/model.safetensors" for kind, place in modules if kind == "Dense"]
             model.fetch(layers, pinned=True, subfolders=True)
         _refuse_added(folder)
         return folder

@@ -120,9 +120,20 @@ def find_answers(folder: Path) -> Fields | None:
 
 def list_kinds(folder: Path) -> list[str]:
     """The class of each module in `modules.json`, without its package; none without the file."""
+    return [kind for kind, _ in list_places(folder)]
+
+
+def list_places(folder: Path) -> list[tuple[str, str]]:
+    """The class of each module in `modules.json`, and its place; none without the file.
+
+    Raises:
+        RagJaxError: the file is damaged, or a module lies outside its folder.
+    """
     path = folder / MODULES
     found = _list_modules(path) if is_there(path) else []
-    return [kind.rpartition(".")[2] for kind, _ in found]
+    for kind, place in found:
+        _check_place(path, kind, place)
+    return [(kind.rpartition(".")[2], place) for kind, place in found]
 
 
 def refuse_nested(folder: Path) -> None:

@@ -259,7 +259,12 @@ def _check_answers(found: OpenedModel, question: YesNo) -> None:
     if answers is None:
         return
     for name, word, id in zip(_ANSWERS, (question.yes, question.no), ids, strict=True):
-        if (own := answers.raw.get(name)) != id:
+        if (own := answers.raw.get(name)) is None:
+            raise RagJaxError(
+                f"{answers.place(name)} is missing or null: a score of one token alone is not "
+                "supported"
+            )
+        if own != id:
             raise RagJaxError(
                 f"{answers.place(name)} {show(own)} is not the token of the answer {word!r}, "
                 f"{id}: set question.yes and question.no to the words that the model answers"

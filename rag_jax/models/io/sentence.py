@@ -254,6 +254,11 @@ def read_text_settings(folder: Path, *similarities: str) -> Sentence:
         if default is not None and default not in fields.section("prompts"):
             names = ", ".join(prompts) or "none"
             raise RagJaxError(f"{path}: default_prompt_name {show(default)}: there is {names}")
+        if fields.raw.get("truncate_dim") is not None:
+            raise RagJaxError(
+                f"{fields.place('truncate_dim')} is not followed: remove it, and give as many "
+                "`dimensions` instead"
+            )
         fields.refuse_unless("similarity_fn_name", *similarities)
         similarity = (fields.raw.get("similarity_fn_name") or similarity).removesuffix("_score")
     transformer, lower_case, length = find_transformer(folder), False, None

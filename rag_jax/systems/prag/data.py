@@ -92,14 +92,16 @@ class Format:
         cue = _REASON_CUE if self.reasoning else _CUE
         if not self.chat:
             return self.tokenizer.encode_prompt("\n\n".join(texts) + f"\n{cue}")
-        return self.tokenizer.encode_chat(self._make_turns(texts)) + self.tokenizer.encode(cue)
+        asked = self.tokenizer.encode_chat(self._make_turns(texts), thinking=False)
+        return asked + self.tokenizer.encode(cue)
 
     def encode_passages(self, passages: Sequence[Passage]) -> list[int]:
         """The prompt of `encode_prompt` up to the end of its passages, without a question."""
         texts = self._start_prompt(passages, {})
         if not self.chat:
             return self.tokenizer.encode_prompt("\n\n".join(texts))
-        return self.tokenizer.encode_chat(self._make_turns(texts), add_generation_prompt=False)
+        options = {"add_generation_prompt": False, "thinking": False}
+        return self.tokenizer.encode_chat(self._make_turns(texts), **options)
 
     def _make_turns(self, texts: Sequence[str]) -> list[dict[str, str]]:
         instruction = _REASON if self.reasoning else _INSTRUCTION

@@ -127,7 +127,8 @@ def run_check(
                 [
                     {"role": "system", "content": _INSTRUCTION},
                     {"role": "user", "content": f"{passage}Question: {draft.question}"},
-                ]
+                ],
+                thinking=False,
             )
             for draft, passage in zip(batch, given, strict=True)
         ]

@@ -97,7 +97,8 @@ class Format:
         before = f"{title}: {text}\n\n" if passage else ""
         if self.kind == "chat":
             message = f"{before}Answer in a few words: {question}"
-            return self.tokenizer.encode_chat([{"role": "user", "content": message}])
+            turns = [{"role": "user", "content": message}]
+            return self.tokenizer.encode_chat(turns, thinking=False)
         return self.tokenizer.encode_prompt(f"{before}Question: {question}\nAnswer:")
 
 

@@ -176,7 +176,8 @@ def encode_document_prompt(
     turns = [{"role": "system", "content": _INSTRUCTION}]
     for asked, document in demonstrations:
         turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": document}]
-    return tokenizer.encode_chat([*turns, {"role": "user", "content": question}])
+    asked = [*turns, {"role": "user", "content": question}]
+    return tokenizer.encode_chat(asked, thinking=False)
 
 
 def encode_answer_prompt(
@@ -193,7 +194,7 @@ def encode_answer_prompt(
         task = f"Choose the best answer: {', '.join(labels[:-1])} or {labels[-1]}."
     before = f"Background knowledge: {knowledge}\n\n" if knowledge else ""
     text = f"{task}\n\n{before}Question: {question}"
-    prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
+    prompt = tokenizer.encode_chat([{"role": "user", "content": text}], thinking=False)
     return [*prompt, *tokenizer.encode(_ANSWER_CUE)]
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from rag_jax.data.questions import Question
 from rag_jax.decoding import Sampling
 from rag_jax.evaluation.answers import match
+from rag_jax.evaluation.texts import drop_thoughts
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -71,7 +72,7 @@ def write_documents(
 
 def clean_document(text: str, *, finished: bool) -> str:
     """A document in one line; a document that the limit cut off ends with its last sentence."""
-    text = " ".join(text.split())
+    text = " ".join(drop_thoughts(text).split())
     if not finished and (ends := [m.end() for m in re.finditer(r"[.!?](?=\s)", text)]):
         return text[: ends[-1]]
     return text
@@ -79,7 +80,7 @@ def clean_document(text: str, *, finished: bool) -> str:
 
 def is_document(text: str) -> bool:
     """Whether a text is a document, and does not talk about the question or itself."""
-    return not re.search(r"\b(question|answer|document)\b", text, re.IGNORECASE)
+    return bool(text) and not re.search(r"\b(question|answer|document)\b", text, re.IGNORECASE)
 
 
 def draw_clusters(

@@ -62,6 +62,8 @@ def test_prefixes(prompts, prefix):
         ("Lyon is in France.\nIt has", False, "Lyon is in France."),
         ("Where? There! It has 3.5", False, "Where? There!"),
         ("Lyon is in", False, "Lyon is in"),
+        ("<think>Lyon? It is.</think>\nLyon is in France.", True, "Lyon is in France."),
+        ("<think>Lyon? It is. Then", False, ""),
         ("", False, ""),
     ],
 )
@@ -77,6 +79,7 @@ def test_cleaned_documents(text, finished, document):
         ("The answer is Lyon.", False),
         ("You asked this question: where is Lyon?", False),
         ("Here is the DOCUMENT: Lyon.", False),
+        ("", False),
     ],
 )
 def test_documents_do_not_talk_about_the_question(text, good):
