@@ -22,7 +22,7 @@ from rag_jax.pipeline.unchanged import list_altered, note_seen
 from rag_jax.runtime import memory
 from rag_jax.runtime.clock import Prepared, compile_seconds, list_prepared
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, sum_files, to_json, write_json
+from rag_jax.runtime.files import link_or_copy, read_json, sum_files, to_json, write_json
 from rag_jax.runtime.outside import is_there, parsing
 
 STARTED, ENDED = "started.json", "stage.json"
@@ -171,15 +171,8 @@ def take(folder: Path, other: Path) -> None:
         if path.is_dir():
             copy.mkdir()
         elif path != other / ENDED:
-            _link(path, copy)
-    _link(other / ENDED, folder / ENDED)
-
-
-def _link(path: Path, copy: Path) -> None:
-    try:
-        copy.hardlink_to(path)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(path, copy)
+            link_or_copy(path, copy)
+    link_or_copy(other / ENDED, folder / ENDED)
 
 
 def resume(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -140,15 +141,14 @@ def describe_state(
 
 def change(config: Any, path: str, value: Any) -> tuple[str, Any]:
     """A setting's flag, and the config that it makes."""
-    group, field = path.split(".")
-    changed = replace(getattr(config, group), **{field: value})
-    return f"--config.{path}={value}", replace(config, **{group: changed})
+    name, _, inner = path.partition(".")
+    changed = change(getattr(config, name), inner, value)[1] if inner else value
+    return f"--config.{path}={value}", replace(config, **{name: changed})
 
 
 def halve(config: Any, path: str) -> tuple[str, Any]:
     """The flag, and the config, with which a setting is half as large."""
-    group, field = path.split(".")
-    return change(config, path, max(1, getattr(getattr(config, group), field) // 2))
+    return change(config, path, max(1, attrgetter(path)(config) // 2))
 
 
 def list_wider(config: Any) -> Iterator[tuple[str, Any]]:

@@ -6,9 +6,6 @@ turns of its loops and the operations of attention kernels (`rag_jax.planning.lo
 only its data end, as decoding does, counts once: `Planner.compile` is told how often it runs.
 """
 
-import contextlib
-import ctypes
-import gc
 import re
 import time
 import types
@@ -27,6 +24,7 @@ from rag_jax.planning.loops import scale_counts
 from rag_jax.runtime.chips import Chip, find_chip
 from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.memory import free_programs
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,8 @@ class Planner:
         kwargs |= describe_inputs(function, self.mesh, sizes, *args, **kwargs)
         if self._only not in name:
             return self._guess(function, *args, **kwargs) if describe else None
-        _release_memory()
+        # The last program's compilation leaves a GiB or two of a large model's.
+        free_programs()
         passed = jax.tree.leaves((args, kwargs))
         passed = [leaf for leaf in passed if isinstance(leaf, jax.ShapeDtypeStruct)]
         resident = self._count_resident(passed)
@@ -190,17 +189,6 @@ class Planner:
         """Descriptions of what a function that is not compiled returns."""
         with jax.set_mesh(self.mesh):
             return split_rows(function.eval_shape(*args, **kwargs), self.mesh)
-
-
-def _release_memory() -> None:
-    """Gives back what the last program's compilation freed, which the C library would keep.
-
-    That is a GiB or two of the host's memory for each program of a large model.
-    """
-    gc.collect()
-    jax.clear_caches()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than Linux's
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _read_shortage(message: str, arguments: float) -> float:

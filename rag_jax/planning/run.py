@@ -12,12 +12,10 @@ from rag_jax.planning.batches import Drawn
 from rag_jax.planning.drawing import describe_corpus
 from rag_jax.planning.planner import Cost, Planner, Program
 from rag_jax.planning.stages import format_stages
-from rag_jax.runtime.chips import find_chip
+from rag_jax.runtime.chips import GIB, find_chip
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.terminal import write_text
-
-_GIB = 2**30
 
 
 def find_devices(topology: str) -> Sequence[jax.Device]:
@@ -80,7 +78,7 @@ def plan_run(
     chip, mesh = planner.chip, dict(planner.mesh.shape)
     write_text(
         f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
-        f"model, {chip.memory / _GIB:.2f} GiB a device; {describe_corpus(drawn.corpus)}\n"
+        f"model, {chip.memory / GIB:.2f} GiB a device; {describe_corpus(drawn.corpus)}\n"
     )
     write_text(f"{format_columns(_list_rows(planner))}\n")
     write_text(format_stages(planner.programs, drawn, chip))
@@ -88,14 +86,14 @@ def plan_run(
     if large:
         worst = max(large, key=lambda program: program.needed)
         raise RagJaxError(
-            f"{worst.name} needs {worst.needed / _GIB:.2f} GiB of {chip.memory / _GIB:.2f} GiB a "
+            f"{worst.name} needs {worst.needed / GIB:.2f} GiB of {chip.memory / GIB:.2f} GiB a "
             f"device on {topology}; {_advise(system, config, devices, draw, worst)}"
         )
     return planner.programs
 
 
 def _say_compiled(program: Program) -> None:
-    needed = program.needed / _GIB
+    needed = program.needed / GIB
     log(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
 
 
@@ -118,8 +116,8 @@ def _advise(
             continue
         needed = max((again.needed for again in planner.programs), default=0.0)
         if needed <= planner.chip.memory:
-            return f"with {flag} it needs {needed / _GIB:.2f} GiB and fits"
-        tried.append(f"{flag} ({needed / _GIB:.2f} GiB)")
+            return f"with {flag} it needs {needed / GIB:.2f} GiB and fits"
+        tried.append(f"{flag} ({needed / GIB:.2f} GiB)")
     return f"no single change is enough, tried {', '.join(tried)}: take a larger slice"
 
 
@@ -146,7 +144,7 @@ def _list_rows(planner: Planner) -> list[list[str]]:
         rows.append(
             [
                 p.name,
-                *(f"{size / _GIB:.2f}" for size in (p.arguments, p.temporaries, p.resident)),
+                *(f"{size / GIB:.2f}" for size in (p.arguments, p.temporaries, p.resident)),
                 f"{p.needed / planner.chip.memory:.0%}",
                 f"{p.cost.flops / 1e12:.3f}",
                 f"{p.cost.moved / 1e9:.2f}",

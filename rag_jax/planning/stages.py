@@ -6,9 +6,7 @@ from typing import NamedTuple
 from rag_jax.evaluation.tables import format_columns
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.planner import Program
-from rag_jax.runtime.chips import Chip
-
-_GIB = 2**30
+from rag_jax.runtime.chips import GIB, Chip
 
 # CPU seconds on a core, from benchmarks/results: of a passage of a hundred words to build BM25,
 # ScaNN (768 numbers) and a trie; of one to search it in, a question's; and of an adapter of 8B.
@@ -75,12 +73,12 @@ def format_stages(programs: Iterable[Program], drawn: Drawn, chip: Chip) -> str:
                 f"{batches.useful:.0%}" if batches else "",
                 f"{batches.steps:,}" if batches else "",
                 f"{hours:,.2g}",
-                f"{max(p.needed for p in members) / _GIB:.2f}",
+                f"{max(p.needed for p in members) / GIB:.2f}",
                 f"{compiling.get(stage, 0) / 60:.1f} min",
             ]
         )
     every = {id(p): p for members in stages.values() for p in members}.values()
-    peak = max((p.needed for p in every), default=0) / _GIB
+    peak = max((p.needed for p in every), default=0) / GIB
     minutes = f"{sum(compiling.values()) / 60:.1f} min"
     rows.append(["all", str(len(every)), "", "", f"{total:,.2g}", f"{peak:.2f}", minutes])
     return format_columns(rows)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rag_jax.runtime.errors import RagJaxError
 
-_GIB = 2**30
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Chip:
 
 # By `jax.Device.device_kind`. JAX shows the two cores of a v4 or v5p as one device.
 _CHIPS = {
-    "TPU v4": Chip(275e12, 1.228e12, 31.25 * _GIB, 300e9),
-    "TPU v5": Chip(459e12, 2.765e12, 95.74 * _GIB, 600e9),
-    "TPU v5 lite": Chip(197e12, 0.819e12, 15.75 * _GIB, 200e9),
-    "TPU v6 lite": Chip(918e12, 1.640e12, 31.25 * _GIB, 448e9),
+    "TPU v4": Chip(275e12, 1.228e12, 31.25 * GIB, 300e9),
+    "TPU v5": Chip(459e12, 2.765e12, 95.74 * GIB, 600e9),
+    "TPU v5 lite": Chip(197e12, 0.819e12, 15.75 * GIB, 200e9),
+    "TPU v6 lite": Chip(918e12, 1.640e12, 31.25 * GIB, 448e9),
 }
 # Peak FLOP/s of dense matrix products with bfloat16 inputs.
 _GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}

@@ -245,6 +245,14 @@ def save_array(path: Path, array: np.ndarray) -> None:
     save_rows(path, [array], len(array))
 
 
+def link_or_copy(path: Path, copy: Path) -> None:
+    """A second name of a file, which takes no room, or a copy where the disk has no such names."""
+    try:
+        copy.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, copy)
+
+
 def map_array(path: Path) -> np.ndarray:
     """Memory-maps the array of a `.npy` file; only the parts that are used are read.
 

@@ -34,9 +34,14 @@ def read_peak() -> int:
 def release_memory() -> None:
     """In a large process, frees compiled programs and what nothing refers to any more."""
     if _read_status("VmRSS") > CROWDED:
-        jax.clear_caches()
-        gc.collect()
-        _trim()
+        free_programs()
+
+
+def free_programs() -> None:
+    """Frees compiled programs and what nothing refers to any more, and gives it to the system."""
+    jax.clear_caches()
+    gc.collect()
+    _trim()
 
 
 def return_freed() -> None:

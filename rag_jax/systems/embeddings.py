@@ -6,7 +6,6 @@ which sizes they are. Runs that have this folder in common embed a corpus once.
 
 import contextlib
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, to_json, write_json
+from rag_jax.runtime.files import link_or_copy, read_json, to_json, write_json
 from rag_jax.runtime.hosts import fetch, is_first, wait_for_all
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.progress import log
@@ -63,7 +62,7 @@ def embed_corpus(
     embeddings = context.map(file, passages, encode, batch_size=PIECE, unit="passages")
     if is_first() and not kept.exists():
         made = {"backend": _BACKEND, "seconds": time.monotonic() - start}
-        write_folder(kept, made, lambda folder: _link(path, folder / _FILE))
+        write_folder(kept, made, lambda folder: link_or_copy(path, folder / _FILE))
     return embeddings
 
 
@@ -115,12 +114,4 @@ def _take(kept: Path, path: Path) -> None:
         return
     log(f"embeddings of the passages: those of {kept}")
     write_json(path.with_suffix(_TAKEN), {"seconds": manifest["seconds"]})
-    _link(kept / _FILE, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the disk knows no second names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    link_or_copy(kept / _FILE, path)

@@ -6,22 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from on_mesh.common import assert_close, make_model, no_bar, off_mesh
+from on_mesh.common import assert_close, make_model, off_mesh
 from tiny import make_rows
 
 from rag_jax.config import MeshConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import BeamConfig
-from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
-from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import make_mesh, shard_batch, shardings_of
 from rag_jax.systems.rag import steps as rag
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS
 from rag_jax.systems.srrag.session import Session
-from rag_jax.training import loop
 from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
 from rag_jax.training.rows import Row, pack_rows
 
@@ -92,46 +89,6 @@ def test_training(mesh, mode):
     assert_close(found[:2], wanted[:2])
     # Adam divides by the gradient's size: where that is near zero, its rounding shows.
     assert_close(found[2], wanted[2], tolerance=1e-3)
-
-
-def go_on(folder, devices, stop):
-    """Trains from the newest checkpoint until step `stop`, where the run dies."""
-    mesh = make_mesh(MeshConfig(devices, 1), devices=jax.devices()[:devices])
-    with jax.set_mesh(mesh):
-        session = make_session(mesh, "lora")
-        optimizer = make_optimizer(session.config.stage1, 6)
-        step = make_step(session.losses, optimizer)
-
-        def batch_at(number):
-            if number == stop:
-                raise KeyboardInterrupt
-            return [(name, shard_batch(x)) for name, x in make_parts(number)], [str(number)]
-
-        return loop.train(
-            init_state(session.trainable.start(), optimizer),
-            lambda state, parts: step(state, session.base.params, parts),
-            batch_at,
-            total_steps=6,
-            checkpoints=Checkpoints(folder / "checkpoints"),
-            checkpoint_every=2,
-            progress=no_bar,
-            log_path=folder / "log.jsonl",
-            flops_at=lambda number: 0.0,
-        )
-
-
-def test_a_run_goes_on_with_other_devices(tmp_path):
-    for name in ("one", "changing"):
-        (tmp_path / name).mkdir()
-    wanted = go_on(tmp_path / "one", 1, None)
-    for devices, stop in ((1, 2), (4, 4)):
-        with pytest.raises(KeyboardInterrupt):
-            go_on(tmp_path / "changing", devices, stop)
-    found = go_on(tmp_path / "changing", 2, None)
-    logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("changing", "one")]
-    assert [line["step"] for line in logs[0]] == list(range(6))
-    assert_close(*logs)
-    assert_close(found.params, wanted.params, tolerance=1e-3)  # as in `test_training`
 
 
 @pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)

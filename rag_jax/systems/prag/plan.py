@@ -17,6 +17,7 @@ from rag_jax.planning.abstract import (
     copy,
     describe_cache,
     halve,
+    list_wider,
     split_rows,
 )
 from rag_jax.planning.batches import Drawn, Shape, StageBatches
@@ -104,9 +105,9 @@ def list_remedies(config: PRAGConfig, name: str) -> Iterator[tuple[str, PRAGConf
     settings |= {TRANSLATE: "answer.batch_size"}
     if stage in ("encode", ENCODE, TRAIN) and config.tuning.remat != "full":
         yield change(config, "tuning.remat", "full")
-    if stage in settings and settings[stage].count(".") == 1:
+    if stage in settings:
         yield halve(config, settings[stage])
-    yield change(config, "mesh.model", 2 * max(config.mesh.model, 1))
+    yield from list_wider(config)
 
 
 def _plan_writing(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:

@@ -131,7 +131,10 @@ def test_remedies_change_one_setting_each(config):
         "--config.mesh.model=2",
     ]
     assert list_flags("evaluate, answer after passages")[0] == "--config.answer.batch_size=2"
-    assert list_flags("retrieve, embed passages 8 x 32") == ["--config.mesh.model=2"]
+    assert list_flags("retrieve, embed passages 8 x 32") == [
+        "--config.retrieve.encoder.batch_size=32",
+        "--config.mesh.model=2",
+    ]
 
 
 def test_an_encoder_is_no_language_model(config, bert_folder):
