@@ -56,7 +56,7 @@ def find_likeliest(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
 
 
 def _split_vocabulary(logits: Float[Array, "*batch V"], most: int) -> Float[Array, "*batch P C"]:
-    """Logits in at most so many equal parts of the vocabulary; in one elsewhere than on CPU."""
+    """Logits in equal parts of the vocabulary, at most `most`; in one elsewhere than on CPU."""
     size, count = logits.shape[-1], 1
     if find_platform() == "cpu":
         count = next(n for n in range(most, 0, -1) if size % n == 0)

@@ -297,7 +297,7 @@ def _is_within(words: str, others: str) -> bool:
 
 
 def _find_alone(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
-    """The labels that are words of their own; behind the others those that a clause follows."""
+    """The labels that are words of their own; last come those that a clause follows."""
     article = rf"(?!A\s+(?!(?:{_AFTER_LABEL})\b)\w)(?!I\s+(?!is\b)\w)"
     for end in (r"(?!\s+that\b)", ""):
         yield from label.find(f"{article}{label.exact}{end}", prediction)

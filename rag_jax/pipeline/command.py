@@ -225,7 +225,7 @@ def run(
     interrupted: str = "interrupted; the same command continues",
     describe: Callable[[Any], str] | None = None,
 ) -> int:
-    """Runs a command and returns its exit status; a fault that the user can mend takes one line.
+    """Runs a command and returns its exit status; a fault that the user can repair takes one line.
 
     Args:
         usage: the text for --help.

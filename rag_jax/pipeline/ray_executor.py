@@ -238,7 +238,7 @@ def _meet_error(member: _Member, job: _Job, error: Any) -> None:
     """Notes an error that a worker raised, so that its piece is tried again.
 
     Raises:
-        RagJaxError: a fault that the user can mend; a piece that has failed before; or a map that
+        RagJaxError: a fault that the user can repair; a piece that has failed before; or a map that
             the worker could not open.
     """
     cause, where = error.cause, f"stage {job.task.stage}: a worker on {member.host}"

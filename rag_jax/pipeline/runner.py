@@ -100,7 +100,7 @@ def run_stages(
             records.write_layout(workdir)
             for stage in stages if is_first() else ():
                 records.recover(workdir / "stages" / stage.name)
-            wait_for_all(f"{workdir} is mended")
+            wait_for_all(f"{workdir} is repaired")
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
             options["system"] = getattr(config, "system", None)
             changes = protect.check_finished(stages, workdir, **options)

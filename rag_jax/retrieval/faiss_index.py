@@ -23,15 +23,15 @@ _PARTITIONS, _TRAINED, _FEWEST = 4, 64, 39
 # The guidelines: a graph with 4 to 64 neighbours of a row; and the rows that a search keeps on its
 # way, at least.
 _NEIGHBOURS, _EXPLORED = 32, 128
-# A search reads one partition in so many, as ScaNN's here does, and this number at least.
+# A search reads one partition of this number, as ScaNN's here does, and some at least.
 _PROBED, _FEWEST_PROBED = 10, 8
-# Candidates of codes that are rescored: so many times k, and this number and one for each
-# partition that is read at least.
+# Candidates of codes that are rescored, as a multiple of k; and, with one for each partition that
+# is read, the fewest.
 _RESCORED, _FEWEST_RESCORED = 20, 200
 # Dimensions for each byte of a product quantiser's code; bits of a RaBitQ code for a dimension, and
 # of a query's numbers.
 _QUANTISED, _BITS, _QUERY_BITS = 8, 1, 8
-# Rows of one part are at most so many times as long as each other, in so many parts at most.
+# How much longer than another a row of one part may be, and the most parts.
 _SPREAD, MOST_PARTS = 3, 8
 _ADDED_TOGETHER = 1 << 16  # rows, which bounds the memory
 

@@ -79,7 +79,7 @@ def score_pairs(
 
 
 def choose_length(reads: int, max_length: int | None) -> int:
-    """Number of tokens that a model which reads so many reads of a pair; see `score_pairs`."""
+    """Number of tokens that a model with this limit reads of a pair; see `score_pairs`."""
     return min(_MAX_LENGTH, reads) if max_length is None else max_length
 
 

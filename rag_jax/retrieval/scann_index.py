@@ -33,7 +33,7 @@ FILES = frozenset(
 )
 # Dimensions that one code stands for, and number of codes.
 _CODED, _CODES = 2, 16
-# A row is long if it is so many times as long as the median; up to this number of long rows are
+# A row is long from this multiple of the median's length on; up to this number of long rows are
 # compared exactly with every query.
 _LONG, _MOST_LONG = 3, 256
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from rag_jax.serving.errors import RequestError
 
 # A batch that is not full waits for more requests for this share of the last batch's time, and at
-# most so many seconds: clients that were answered together ask again one after the other.
+# most these seconds: clients that were answered together ask again one after the other.
 _SHARE, _LONGEST = 0.05, 0.25
 
 Item = TypeVar("Item")

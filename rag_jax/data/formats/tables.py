@@ -76,7 +76,7 @@ def read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any
         if len(row) != len(names):
             counts = f"has {len(row)} fields, but the heading has {len(names)}"
             bad.skip(BadLineError(f"{place}: {counts}"))
-        elif [field.strip("\ufeff") for field in row] == names:  # from a file put behind another
+        elif [field.strip("\ufeff") for field in row] == names:  # from a file that was appended
             bad.skip(BadLineError(f"{place}: is the heading again: remove the row"))
         else:
             yield place, {name: field or None for name, field in zip(names, row, strict=True)}

@@ -45,7 +45,7 @@ EVALUATE_TRANSLATED = "evaluate_translated"
 OTHERS = {"found": DOCUMENTS, "made": AUGMENT}
 
 _RULES = ((".*", PartitionSpec()),)  # the translator is small: a copy on every device
-WIDTH = 64  # documents and examples are padded to multiples of so many tokens
+WIDTH = 64  # documents and examples are padded to a multiple of this number of tokens
 
 
 def choose_documents(

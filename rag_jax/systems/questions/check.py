@@ -93,7 +93,7 @@ def names_something(question: str, title: str) -> bool:
 
 
 def is_copied(question: str, text: str, count: int) -> bool:
-    """Whether so many words of a question stand in a row in a text."""
+    """Whether a run of a question's words, of that length, stands in a text."""
     words, source = (space_characters(normalize_answer(t)).split() for t in (question, text))
     rows = {tuple(source[i : i + count]) for i in range(len(source) - count + 1)}
     return any(tuple(words[i : i + count]) in rows for i in range(len(words) - count + 1))

@@ -293,7 +293,7 @@ class Engine:
 
     @cached_property
     def room(self) -> int:
-        """The most tokens behind a question: a path of the trie, or a passage and the answer."""
+        """The most tokens after a question: a path of the trie, or a passage and the answer."""
         format, blank = self.format, Passage("", "", "")
         cue = len(format.encode_reading(blank)) - len(format.encode_title(""))
         read = self._longest_title + format.max_text + cue + len(format.encode_accept())
