@@ -49,7 +49,7 @@ def weigh_trained(tuning: TuningConfig, config: Config) -> int:
 
 
 def train_room(trained: int, *, saved: int | None = None) -> Room:
-    """Of a training that updates `trained` bytes of parameters and leaves `saved` bytes, or those."""
+    """Of a training that updates `trained` bytes of parameters and leaves `saved`, or those."""
     return (trained if saved is None else saved) + _TREE, trained * _CHECKPOINTS
 
 
