@@ -311,7 +311,7 @@ def list_first_weights() -> Rows:
 
 def list_made() -> Rows:
     """What a finished translator's adapters hold of documents that it saw and did not see."""
-    (found,) = read_bench("translator_squad")
+    found = read_bench("translator_squad")[0]
     tried = {
         "not seen, made adapters": found,
         "trained on, made adapters": found["seen"],
@@ -321,6 +321,21 @@ def list_made() -> Rows:
     for name, own in tried.items():
         losses = [f"{own['losses'][kind]:.2f}" for kind in ("none", "own", "other")]
         rows.append([name, *losses, format_pair(own["other_minus_own"])])
+    return rows
+
+
+def list_repeated() -> Rows:
+    """What translators hold of documents in as many steps, by the number of documents."""
+    rows = [["documents", "each is seen", "not seen: own", "another's", "another's - own"]]
+    rows[0] += ["trained on: own", "another's", "another's - own"]
+    finished, *others = read_bench("translator_squad")
+    for found in sorted([*others, finished], key=lambda found: found["trained_on"]):
+        times = found.get("steps", found["trained_on"]) // found["trained_on"]
+        row = [str(found["trained_on"]), "once" if times == 1 else f"{times} times"]
+        for own in (found, found["seen"]):
+            row += [f"{own['losses'][kind]:.2f}" for kind in ("own", "other")]
+            row.append(format_pair(own["other_minus_own"]))
+        rows.append(row)
     return rows
 
 
@@ -395,6 +410,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag_conflict": list_conflict,
     "prag_translators": list_translators,
     "prag_made": list_made,
+    "prag_repeated": list_repeated,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),

@@ -48,7 +48,7 @@ _FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
-    return "question" in record and has_answer(record) and not _list_others(record)
+    return "question" in record and names_answer(record) and not _list_others(record)
 
 
 def check_plain(record: Mapping[str, Any], place: Place) -> None:
@@ -92,7 +92,7 @@ def _list_others(record: Mapping[str, Any]) -> list[str]:
     return [name for name in record if name in _OTHERS and record[name] not in (None, [])]
 
 
-def has_answer(record: Mapping[str, Any]) -> bool:
+def names_answer(record: Mapping[str, Any]) -> bool:
     """Returns whether a record has a field of answers."""
     return not {"answer", "answers"}.isdisjoint(record)
 

@@ -104,8 +104,8 @@ def read_passages(
 
 def holds_passages(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a passage or a page of passages, not a question."""
-    has_answer = "answer" in record or "answers" in record
-    return ("text" in record and not has_answer) or flashrag.matches_passage(record)
+    is_text = "text" in record and not jsonl.names_answer(record)
+    return is_text or flashrag.matches_passage(record)
 
 
 def _parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:

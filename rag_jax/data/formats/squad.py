@@ -66,7 +66,7 @@ def matches(record: Mapping[str, Any]) -> bool:
     if isinstance(record.get("answers"), dict):
         return "context" in record and "text" in record["answers"]
     texts = map(record.get, jsonl.PARAGRAPHS)
-    return jsonl.has_answer(record) and any(isinstance(text, str) for text in texts)
+    return jsonl.names_answer(record) and any(isinstance(text, str) for text in texts)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

@@ -134,7 +134,7 @@ def _check_names(dataset: Path) -> None:
 
 def is_question(example: Mapping[str, Any]) -> bool:
     """Returns whether an example has the features of a question."""
-    return arc.matches(example) or ("question" in example and jsonl.has_answer(example))
+    return arc.matches(example) or ("question" in example and jsonl.names_answer(example))
 
 
 def parse(example: Mapping[str, Any], place: Place) -> Item:

@@ -64,7 +64,7 @@ def cite(passages: Sequence[tuple[str, str]]) -> list[Citation]:
     ]
 
 
-class Written(NamedTuple):
+class Answers(NamedTuple):
     """Answers: texts, numbers of tokens, and likelihoods in nats a token with the stop token."""
 
     texts: list[str]
@@ -214,13 +214,13 @@ class Engine:
         rows = zip(tokens, lengths, strict=True)
         return [self.format.tokenizer.decode(row[:length]).strip() for row, length in rows]
 
-    def write_answers(self, knowledge: KnowledgeBatch) -> Written:
+    def write_answers(self, knowledge: KnowledgeBatch) -> Answers:
         """Greedy answers."""
         inputs = self.model, self.params, knowledge.cache, shard_batch(knowledge.active)
         limits = {"max_tokens": self.max_answer, "stop_ids": self.format.stop_ids}
         written = fetch(steps.answer(*inputs, cue=tuple(self.format.encode_answer_cue()), **limits))
         tokens, lengths, likelihoods = (array[: len(knowledge.texts)] for array in written)
-        return Written(self._decode(tokens, lengths), lengths.tolist(), likelihoods.tolist())
+        return Answers(self._decode(tokens, lengths), lengths.tolist(), likelihoods.tolist())
 
     def score_answers(
         self, knowledge: KnowledgeBatch, answers: Sequence[str]

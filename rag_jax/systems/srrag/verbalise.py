@@ -78,7 +78,7 @@ def clean_document(text: str, *, finished: bool) -> str:
     return text
 
 
-def is_document(text: str) -> bool:
+def is_clean(text: str) -> bool:
     """Whether a text is a document, and does not talk about the question or itself."""
     return bool(text) and not re.search(r"\b(question|answer|document)\b", text, re.IGNORECASE)
 
@@ -161,7 +161,7 @@ def run_demonstrations(
                 "question": q.question,
                 "document": document,
                 # A label says nothing about what a document has to hold.
-                "good": is_document(document) and bool(q.choices or match(document, q.answers)),
+                "good": is_clean(document) and bool(q.choices or match(document, q.answers)),
             }
             for q, document in zip(batch, documents, strict=True)
         ]

@@ -13,7 +13,7 @@ import pytest
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import serve
 from rag_jax.systems.srrag.data import join_passages
-from rag_jax.systems.srrag.infer import Written
+from rag_jax.systems.srrag.infer import Answers
 from systems.asked import take_stock
 from systems.served import check_answers, check_embeddings
 
@@ -44,7 +44,7 @@ def test_a_served_answer_tells_whether_the_limit_cut_it_off(session, finished, m
 
     def write(engine, knowledge):
         count = len(knowledge.texts)
-        return Written(["short", "long"][:count], [limit - ended, limit][:count], [0.0] * count)
+        return Answers(["short", "long"][:count], [limit - ended, limit][:count], [0.0] * count)
 
     monkeypatch.setattr(serve.Engine, "write_answers", write)
     records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")

@@ -16,7 +16,7 @@ from rag_jax.systems.srrag.verbalise import (
     choose_demonstrations,
     clean_document,
     draw_clusters,
-    is_document,
+    is_clean,
     write_second_round,
 )
 
@@ -83,7 +83,7 @@ def test_cleaned_documents(text, finished, document):
     ],
 )
 def test_documents_do_not_talk_about_the_question(text, good):
-    assert is_document(text) == good
+    assert is_clean(text) == good
 
 
 # Clusters.
