@@ -173,7 +173,7 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folde
     `add_prefix_space`. `Qwen2Tokenizer` composes characters (NFC). `XLMRobertaTokenizer` cuts texts
     at any white space, and keeps a normalizer's table alone. `LlamaTokenizer` has blanks of its
     own: the older `tokenizer.json` puts one before every piece between special tokens, the class
-    before the text alone, or before every piece if `legacy`.
+    before the text alone, before every piece if `legacy`, or nowhere, as the settings say.
     """
     kind = _find_class(settings, folder)
 
@@ -201,9 +201,12 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folde
         scheme = "always" if read("add_prefix_space", True) else "never"
         metaspace = pre_tokenizers.Metaspace(prepend_scheme=scheme)
         core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
-    if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
+    is_older = repr(core.normalizer) == _BLANKS and not core.pre_tokenizer
+    is_newer = not core.normalizer and isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace)
+    if kind not in ("LlamaTokenizer", "CodeLlamaTokenizer") or not (is_older or is_newer):
         return
-    scheme = "always" if settings.get("legacy") is True else "first"
+    is_legacy = kind == "LlamaTokenizer" and settings.get("legacy") is True
+    scheme = "always" if is_legacy else "first"
     scheme = "never" if settings.get("add_prefix_space") is False else scheme
     core.normalizer = None
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)

@@ -1,5 +1,6 @@
 """Conversations are encoded as Jinja and `tokenizers` do by themselves, and text stays text."""
 
+import itertools
 import json
 from datetime import datetime
 from functools import lru_cache
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import SandboxedEnvironment
 from tokenizers import AddedToken
+from tokenizers import Tokenizer as Core
 from tokenizers.pre_tokenizers import Metaspace
 
 from rag_jax.models.tokenizer import Tokenizer
@@ -330,11 +332,14 @@ def test_prompts_begin_as_the_tokenizer_begins_texts(open_chat):
 )
 def test_llamas_class_puts_blanks_as_in_transformers(settings, scheme, open_chat):
     template, core = TEMPLATES["phi3"], make_metaspace("legacy")
-    for kind in ("LlamaTokenizer", "LlamaTokenizerFast"):
-        tokenizer = open_chat(template, core, tokenizer_class=kind, **settings)
-        expected = make_metaspace("legacy")
+    newer = make_metaspace("always" if scheme == "first" else "first")
+    cases = itertools.product((core, newer), ("LlamaTokenizer", "CodeLlamaTokenizerFast"))
+    for own, kind in (*cases, (core, "LlamaTokenizerFast")):
+        tokenizer = open_chat(template, own, tokenizer_class=kind, **settings)
+        expected = Core.from_str(own.to_str())
         expected.normalizer = None
-        expected.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+        own_scheme = "first" if kind.startswith("Code") and scheme == "always" else scheme
+        expected.pre_tokenizer = Metaspace(prepend_scheme=own_scheme, split=False)
         for text in draw_texts(12):
             assert tokenizer.encode(text) == expected.encode(text, add_special_tokens=False).ids
             messages = [{"role": "user", "content": text}]
