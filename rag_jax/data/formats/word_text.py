@@ -129,8 +129,12 @@ def holds_files(body: Any) -> bool:
     return bool(_find(body, "w:altChunk"))
 
 
-def drop_dangling(archive: zipfile.ZipFile) -> IO[bytes]:
-    """A Word file without relationships to parts that it does not have, which Word ignores."""
+def drop_dangling(archive: zipfile.ZipFile) -> str | IO[bytes]:
+    """A Word file without relationships to parts that it does not have, which Word ignores.
+
+    Returns:
+        The file's path if it has none, else a copy in memory.
+    """
     import docx
 
     names, changed, copy = {*archive.namelist()}, {}, io.BytesIO()
@@ -143,6 +147,8 @@ def drop_dangling(archive: zipfile.ZipFile) -> IO[bytes]:
             if target.lstrip("/") not in names:
                 root.remove(one)
                 changed[name] = docx.oxml.xmlchemy.serialize_for_reading(root).encode()
+    if not changed:
+        return str(archive.filename)
     with zipfile.ZipFile(copy, "w") as out:
         for name in names:
             out.writestr(name, changed.get(name) or archive.read(name))
