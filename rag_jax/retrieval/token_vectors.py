@@ -18,7 +18,6 @@ from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts, run_batches
 from rag_jax.retrieval.texts import Role, TextReading, tokenize_with
 from rag_jax.runtime.arguments import checked
-from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
 
 
@@ -68,8 +67,6 @@ def encode_tokens(
     Raises:
         RagJaxError: as `encode_texts`.
     """
-    if role not in encoder.lengths:
-        raise RagJaxError(f"role={role!r}: must be 'query' or 'document'")
     rows, read, kept = _tokenize(encoder, texts, role)
     check_sizes(encoder.base, batch_size, 0)
     starts = np.cumsum([0, *(int(own.sum()) for own in kept)])

@@ -35,7 +35,8 @@ def checked(function: _Function) -> _Function:
     Raises, when called:
         TypeError: an argument is of another kind.
         ValueError: an array does not have the shape that the signature and the other arrays give,
-            a name is not listed, or `params` are variables.
+            or `params` are variables.
+        RagJaxError: a name is not listed.
     """
     signature = inspect.signature(function)
     wanted = {name: _list_wanted(p) for name, p in signature.parameters.items()}
@@ -62,7 +63,7 @@ def checked(function: _Function) -> _Function:
             if name in given and given[name] not in names:
                 expected = " or ".join(map(repr, names))
                 message = f"{name} is {_show(given[name])}, expected {expected}"
-                raise ValueError(f"{function.__qualname__}: {message}")
+                raise RagJaxError(f"{function.__qualname__}: {message}")
         params = given.get("params")
         if isinstance(params, Mapping) and set(params) == {"params"}:
             message = 'params are variables of Flax, expected the tree in them: ["params"]'

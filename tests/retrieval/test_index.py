@@ -232,7 +232,7 @@ def test_failed_save_keeps_the_older_index(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "save", fail)
+    monkeypatch.setattr("rag_jax.runtime.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         index_exactly(make_vectors(30, 4)).save(tmp_path / "index")
     assert saved_files(tmp_path) == ["index"]

@@ -217,7 +217,7 @@ def test_bad_input(call, message):
 
 
 def test_bad_arguments(encoder):
-    with pytest.raises(RagJaxError, match="role=None: must be 'query' or 'document'"):
+    with pytest.raises(RagJaxError, match="role is None .NoneType., expected 'query' or 'doc"):
         encode_tokens(encoder, ["a"], role=None)
     with pytest.raises(RagJaxError, match="batch_size is 0"):
         encode_tokens(encoder, ["a"], role="query", batch_size=0)
