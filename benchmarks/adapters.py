@@ -18,7 +18,6 @@ import numpy as np
 from rag_jax.commands.finished import OPENING, find_run
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.runner import open_stages
-from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.platforms import count_program_tokens
@@ -67,9 +66,14 @@ def compare(
         "together": groups.size,
         "trained_tokens": int(lengths.sum()) * c.encode.epochs,
         "read_tokens": sum(len(translator.encode(document)) for document in documents),
-        "adapter_bytes": count_bytes_per_device(one[1]),
-        "translator_bytes": count_bytes_per_device(translator.params),
+        "adapter_bytes": count_bytes(one[1]),
+        "translator_bytes": count_bytes(translator.params),
     }
+
+
+def count_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def describe(result: dict[str, Any], peak: float | None) -> str:
