@@ -5,7 +5,9 @@
 RUN is the work folder of a finished run of Parametric RAG with a translator, FLAGS those that
 `launch/train.py` made it with. Adapters of as many of the documents that its questions find, drawn
 at random, are made from their texts and trained on their augmentations as the run does, in turns.
-Neither side writes files, and the writing of augmentations is not counted.
+Neither side writes files, and the writing of augmentations is not counted. Documents are read
+together in batches of `config.answer.batch_size`, which has to divide their number: a batch that
+is not full takes as long.
 """
 
 from functools import partial
@@ -47,14 +49,17 @@ def compare(
     train_group = make_group_trainer(base, loss, c.encode, groups, examples, start)
     starts = range(0, len(groups.order), groups.size)
 
-    def make() -> Any:
-        return jax.block_until_ready(translator.translate(documents))
+    banks: dict[str, Any] = {}
 
-    def train() -> Any:
-        return [train_group(groups.order[i : i + groups.size])[0] for i in starts]
+    def make() -> None:
+        banks["ours"] = jax.block_until_ready(translator.translate(documents))
+
+    def train() -> None:
+        trained = [train_group(groups.order[i : i + groups.size])[0] for i in starts]
+        banks["trained"] = trained[0]
 
     compiling = {"ours": bench.time_call(make), "trained": bench.time_call(train)}
-    one = jax.tree.map(lambda leaf: leaf[0], (make(), train()[0]))
+    one = [jax.tree.map(lambda leaf: leaf[0], banks[side]) for side in compiling]
     shapes = [jax.tree.map(np.shape, adapter) for adapter in one]
     bench.require(shapes[0] == shapes[1], "the adapters have other shapes")
     for side, adapter in zip(compiling, one, strict=True):
@@ -102,6 +107,8 @@ def main() -> None:
         drawn = rng.permutation(len(documents))[: arguments.documents].tolist()
         chosen = [documents[i] for i in drawn], [augmented[i] for i in drawn]
         translator = session.make_translator(context.path(TRAIN, PARAMS))
+        if arguments.documents % translator.batch_size:
+            parser.error(f"--documents must be a multiple of {translator.batch_size}")
         cases = {"adapters": partial(compare, session, translator, *chosen)}
         model = session.config.model.name
         bench.run_cases(arguments, cases, ["jax"], describe=describe, model=model)
