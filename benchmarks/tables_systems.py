@@ -324,6 +324,20 @@ def list_made() -> Rows:
     return rows
 
 
+def list_adapter_costs() -> Rows:
+    """What an adapter takes, made by the translator and trained on its document."""
+    (found,) = read_bench("adapters")
+    count, bytes = found["documents"], {"ours": 0, "trained": found["adapter_bytes"]}
+    tokens = {"ours": found["read_tokens"], "trained": found["trained_tokens"]}
+    rows = [["a document's adapter", "seconds", "CPU seconds", "tokens", "kept", "first call"]]
+    for side, name in {"ours": "**made**", "trained": "trained"}.items():
+        seconds = [f"{found[kind][side] / count:.2f}" for kind in ("wall_seconds", "cpu_seconds")]
+        kept = f"{bytes[side] / 1e6:.1f} MB"
+        first = f"{found['compile_seconds'][side]:.0f} s"
+        rows.append([name, *seconds, f"{tokens[side] / count:.0f}", kept, first])
+    return rows
+
+
 def list_repeated() -> Rows:
     """What translators hold of documents in as many steps, by the number of documents."""
     rows = [["documents", "each is seen", "not seen: own", "another's", "another's - own"]]
@@ -411,6 +425,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag_translators": list_translators,
     "prag_made": list_made,
     "prag_repeated": list_repeated,
+    "prag_adapter_costs": list_adapter_costs,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),
