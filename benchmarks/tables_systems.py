@@ -327,12 +327,12 @@ def list_made() -> Rows:
 def list_adapter_costs() -> Rows:
     """What an adapter takes, made by the translator and trained on its document."""
     (found,) = read_bench("adapters")
-    count, bytes = found["documents"], {"ours": 0, "trained": found["adapter_bytes"]}
+    count, sizes = found["documents"], {"ours": 0, "trained": found["adapter_bytes"]}
     tokens = {"ours": found["read_tokens"], "trained": found["trained_tokens"]}
     rows = [["a document's adapter", "seconds", "CPU seconds", "tokens", "kept", "first call"]]
     for side, name in {"ours": "**made**", "trained": "trained"}.items():
         seconds = [f"{found[kind][side] / count:.2f}" for kind in ("wall_seconds", "cpu_seconds")]
-        kept = f"{bytes[side] / 1e6:.1f} MB"
+        kept = f"{sizes[side] / 1e6:.1f} MB"
         first = f"{found['compile_seconds'][side]:.0f} s"
         rows.append([name, *seconds, f"{tokens[side] / count:.0f}", kept, first])
     return rows

@@ -46,8 +46,8 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
     """The paper's recipe for a model: five titles, ten passages each, runs of three epochs.
 
     Two runs, both with the same settings, are the released code's (`sft.sh`), and so are answers of
-    20 tokens; a question's rows and their
-    numbers are those of its README and of `config1.json`: 5 negatives to 3 positives, twice.
+    20 tokens; a question's rows and their numbers are those of its README and of `config1.json`: 5
+    negatives to 3 positives, twice.
     """
     train = TrainConfig(
         epochs=3,

@@ -173,11 +173,11 @@ def _read_answers(
         label = str(answer) if type(answer) is int else get_text(record, name, place, default="")
         return name_answer(choices, names.get(label, label), place) if label else ""
 
-    label, named = read(key), {}
-    for name in (name for name in _ANSWERS if record.get(name) is not None):
+    label, others = read(key), {}
+    for name in (name for name in _ANSWERS if name != key and record.get(name) is not None):
         with contextlib.suppress(BadLineError):  # a field of this name may mean something else
-            named[name] = read(name)
-    if other := next((name for name, own in named.items() if own not in ("", label)), None):
-        both = f"{key!r} is choice {label}, and {other!r} is choice {named[other]}"
+            others[name] = read(name)
+    if other := next((name for name, own in others.items() if own not in ("", label)), None):
+        both = f"{key!r} is choice {label}, and {other!r} is choice {others[other]}"
         raise BadLineError(f"{place}: {both}: remove the wrong one")
     return (label,) if label else ()
