@@ -27,6 +27,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.decoding import Trie
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
+from rag_jax.systems.self_retrieval.index import build_trie
 from rag_jax.systems.self_retrieval.infer import Engine
 
 TITLES, PASSAGES, SHARED, TOGETHER, LIMIT = 5, 10, 20, 12, 64
@@ -42,8 +43,7 @@ def compare_query(ours: Any, theirs: Any, *, cities: int, runs: int) -> dict[str
         Passage(p.id, f"Volume {i // SHARED + 1}", p.text) for i, p in enumerate(world.passages)
     ]
     format = Format(ours.tokenizer, titled=True, assessment="answer", max_text=256)
-    sequences = [format.encode_sequence(passage) for passage in passages]
-    trie = Trie.from_sequences(sequences, end_id=ours.tokenizer.eos_id)
+    trie = build_trie(format, passages)
     reference = Engine(ours.model, ours.params, format, passages, trie, REFERENCE)
     full = dataclasses.replace(reference, settings=dataclasses.replace(REFERENCE, method="trie"))
     released = Released(theirs, format, passages, trie)

@@ -3,8 +3,8 @@
 Nodes are numbered level by level from the root, node 0, and within a level in the sort order of
 their sequences. The children of a node are therefore consecutive and sorted by token, and an edge
 is identified by the node at its end: no array of targets is needed. A path ends in a leaf as soon
-as one sequence remains (Tang et al. 2024). The tokens of that sequence after its leaf are stored
-separately, as the sequence's tail.
+as one sequence remains (Tang et al. 2024), or later where that is asked for. The tokens of that
+sequence after its leaf are stored separately, as the sequence's tail.
 """
 
 import itertools
@@ -20,7 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.trie_build import DTYPES, TOKEN_LIMIT, grow_nodes, is_trie, join_sequences
+from rag_jax.decoding.trie_build import (
+    DTYPES,
+    TOKEN_LIMIT,
+    check_least,
+    grow_nodes,
+    is_trie,
+    join_sequences,
+)
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, save_array
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
@@ -57,7 +64,8 @@ class TrieArrays:
 class Trie:
     """A trie of `N` nodes with `L` leaves, one for each distinct token sequence.
 
-    Made by `from_sequences` or `load`. With a single distinct sequence the root is the leaf.
+    Made by `from_sequences` or `load`. With a single distinct sequence the root is the leaf, unless
+    its path was to be longer.
 
     Attributes:
         first_child: as in `TrieArrays`, as are `tokens`.
@@ -79,20 +87,29 @@ class Trie:
     end_id: int
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[Sequence[int]], *, end_id: int) -> "Trie":
+    def from_sequences(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        *,
+        end_id: int,
+        least: Sequence[int] | Int[np.ndarray, "S"] | None = None,
+    ) -> "Trie":
         """Builds the trie, level by level; equal sequences share a leaf.
 
         Args:
             sequences: token ids, at least one per sequence.
             end_id: the end token, which no sequence may contain. The trie adds the end token to
                 every sequence, so that a sequence that is a prefix of another has a leaf too.
+            least: for each sequence the number of its first tokens that its path has in any case,
+                so that a search scores them even where no other sequence remains; none by default.
 
         Raises:
             RagJaxError: there are no sequences, a sequence is empty or contains `end_id`, a token
-                id is not an integer from 0 to 2**31 - 1, or int32 cannot number the nodes or the
-                sequences.
+                id is not an integer from 0 to 2**31 - 1, `least` is not a number for each sequence
+                from 0 to its length, or int32 cannot number the nodes or the sequences.
         """
         flat, starts = join_sequences(sequences, end_id)
+        least = check_least(least, np.diff(starts) - 1)
         # Big-endian bytes compare as the tokens do.
         data = flat.astype(">u4").tobytes()
         keys = [data[4 * a : 4 * b] for a, b in itertools.pairwise(starts)]
@@ -101,7 +118,8 @@ class Trie:
         firsts = np.flatnonzero(~np.asarray([False, *is_repeat]))
         # Of the distinct sequences: [L].
         starts, ends = starts[order[firsts]], starts[order[firsts] + 1]
-        first_child, tokens, leaves, depths = grow_nodes(flat, starts)
+        least = np.maximum.reduceat(least[order], firsts)  # of equal sequences the longest path
+        first_child, tokens, leaves, depths = grow_nodes(flat, starts, least)
         if max(len(tokens), len(order)) > _MOST_NODES:
             raise RagJaxError(
                 f"sequences: {len(order)} sequences need {len(tokens)} nodes, and a trie holds at "

@@ -69,8 +69,31 @@ def _holds_token_ids(array: np.ndarray) -> bool:
     return array.min() >= 0 and array.max() < TOKEN_LIMIT
 
 
+def check_least(
+    least: Sequence[int] | Int[np.ndarray, "S"] | None, lengths: Int[np.ndarray, "S"]
+) -> Int[np.ndarray, "S"]:
+    """The number of tokens that each sequence's path has at least, as an array.
+
+    Raises:
+        RagJaxError: as `Trie.from_sequences`.
+    """
+    if least is None:
+        return np.zeros_like(lengths)
+    array = np.asarray(least)
+    if array.dtype.kind not in "iu" or array.shape != lengths.shape:
+        raise RagJaxError(f"least: give one integer for each of the {len(lengths)} sequences")
+    invalid = np.flatnonzero((array < 0) | (array > lengths))
+    if len(invalid):
+        i = int(invalid[0])
+        raise RagJaxError(
+            f"least: {array[i]} for sequence {i}, which has {lengths[i]} tokens; give a number "
+            "from 0 to its length"
+        )
+    return array.astype(np.int64)
+
+
 def grow_nodes(
-    flat: Int[np.ndarray, "M"], starts: Int[np.ndarray, "L"]
+    flat: Int[np.ndarray, "M"], starts: Int[np.ndarray, "L"], least: Int[np.ndarray, "L"]
 ) -> tuple[
     Int[np.ndarray, "N+1"], Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "L"]
 ]:
@@ -79,6 +102,7 @@ def grow_nodes(
     Args:
         flat: the tokens of all sequences, as `join_sequences` returns them.
         starts: of the sequences, which are sorted and distinct, none a prefix of another.
+        least: number of tokens before which a sequence's path does not end.
 
     Returns:
         `first_child`, `tokens` and `leaves` of `N` nodes, and the depth of each sequence's leaf.
@@ -87,7 +111,7 @@ def grow_nodes(
     pending, nodes = np.arange(len(starts)), np.zeros(len(starts), np.int64)
     depths = np.zeros(len(starts), np.int64)
     tokens, leaves, degrees = [np.zeros(1, np.int64)], [np.full(1, -1)], []
-    if len(starts) == 1:
+    if len(starts) == 1 and least[0] == 0:
         leaves, pending = [np.zeros(1, np.int64)], pending[:0]
     while len(pending):
         column = flat[starts[pending] + len(degrees)]
@@ -97,7 +121,7 @@ def grow_nodes(
         counts = np.diff(np.append(firsts, len(pending)))
         degrees.append(np.bincount(nodes[firsts], minlength=len(tokens[-1])))
         tokens.append(column[firsts])
-        is_leaf = counts == 1
+        is_leaf = (counts == 1) & (len(degrees) >= least[pending[firsts]])
         leaves.append(np.where(is_leaf, pending[firsts], -1))
         depths[pending[firsts[is_leaf]]] = len(degrees)
         nodes = np.cumsum(is_new_node) - 1

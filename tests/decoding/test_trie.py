@@ -19,14 +19,19 @@ TOKENS = st.integers(0, 4)
 CORPUS = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_size=12)
 
 
-def grow_dicts(sequences):
-    """A dict from each token to what follows it; the list of a sequence's rows once it is alone."""
-    members = {}
+def grow_dicts(sequences, least=None):
+    """A dict from each token to what follows it; the list of a sequence's rows once it is alone.
+
+    And once its path has as many tokens as `least` asks for.
+    """
+    members, paths = {}, {}
     for row, sequence in enumerate(sequences):
-        members.setdefault((*sequence, END), []).append(row)
+        text = (*sequence, END)
+        members.setdefault(text, []).append(row)
+        paths[text] = max(paths.get(text, 0), 0 if least is None else least[row])
 
     def grow(texts, depth):
-        if len(texts) == 1:
+        if len(texts) == 1 and depth >= paths[texts[0]]:
             return members[texts[0]]
         tokens = sorted({text[depth] for text in texts})
         return {t: grow([x for x in texts if x[depth] == t], depth + 1) for t in tokens}
@@ -42,13 +47,13 @@ def walk(trie, node=0):
     return {int(trie.tokens[child]): walk(trie, child) for child in children}
 
 
-def build(sequences):
-    return Trie.from_sequences(sequences, end_id=END)
+def build(sequences, least=None):
+    return Trie.from_sequences(sequences, end_id=END, least=least)
 
 
-def check(sequences):
-    trie = build(sequences)
-    assert walk(trie) == grow_dicts(sequences)
+def check(sequences, least=None):
+    trie = build(sequences, least)
+    assert walk(trie) == grow_dicts(sequences, least)
     for leaf in np.flatnonzero(trie.leaves >= 0):
         for row in trie.rows_at(leaf):
             assert trie.sequence(leaf) == list(sequences[row])
@@ -62,6 +67,50 @@ def check(sequences):
 @given(CORPUS)
 def test_nested_dicts_say_the_same(sequences):
     check(sequences)
+
+
+@given(CORPUS, st.data())
+def test_paths_are_as_long_as_asked_for(tmp_path_factory, sequences, data):
+    least = [data.draw(st.integers(0, len(sequence))) for sequence in sequences]
+    trie = check(sequences, least)
+    leaves = trie.find([*sequences, []])[:-1]
+    for sequence, leaf, length in zip(sequences, leaves, least, strict=True):
+        # Every first part of a sequence that has to be walked has a node of its own.
+        assert trie.path(leaf)[:length] == sequence[:length]
+        for n in range(length + 1):
+            assert trie.path(trie.find([sequence[:n]])[0]) == sequence[:n]
+    folder = tmp_path_factory.mktemp("trie") / "trie"
+    trie.save(folder)
+    assert walk(Trie.load(folder)) == walk(trie)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "least", "nodes", "depth"),
+    [
+        ([[1, 2, 3]], [2], 3, 2),  # the only one, from the root on
+        ([[1, 2, 3]] * 2, [1, 3], 4, 3),  # of equal ones the longest path
+        ([[1, 2, 3], [4]], [3, 0], 5, 3),
+        ([[1, 2, 3], [1, 2]], [0, 2], 5, 3),
+    ],
+)
+def test_shapes_of_longer_paths(sequences, least, nodes, depth):
+    trie = check(sequences, np.asarray(least))
+    assert (trie.size, trie.depth) == (nodes, depth)
+
+
+@pytest.mark.parametrize(
+    ("least", "message"),
+    [
+        ([1], "least: give one integer for each of the 2 sequences$"),
+        ([1, 0.5], "least: give one integer for each of the 2 sequences$"),
+        (2, "least: give one integer for each of the 2 sequences$"),
+        ([1, 3], "least: 3 for sequence 1, which has 2 tokens; give a number from 0 to its"),
+        ([-1, 1], "least: -1 for sequence 0, which has 1 tokens"),
+    ],
+)
+def test_paths_that_cannot_be(least, message):
+    with pytest.raises(RagJaxError, match=f"^{message}"):
+        build([[1], [2, 3]], least)
 
 
 @given(CORPUS, st.lists(st.lists(TOKENS, max_size=7), max_size=5))

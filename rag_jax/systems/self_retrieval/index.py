@@ -78,9 +78,18 @@ def run_trie(
     make_format: Callable[..., Format],
 ) -> None:
     """Builds the trie of all passages, with or without their titles."""
-    format = make_format(titled=titled)
-    # As arrays, of 4 bytes a token.
-    sequences = [np.asarray(format.encode_sequence(passage), np.int32) for passage in passages]
-    trie = Trie.from_sequences(sequences, end_id=format.tokenizer.eos_id)
+    trie = build_trie(make_format(titled=titled), passages)
     if is_first():
         trie.save(context.folder / "trie")
+
+
+def build_trie(format: Format, passages: Sequence[Passage]) -> Trie:
+    """The trie of passages, with titles if the format has them.
+
+    Every path has the whole title and the token that ends it, so that titles are scored alike,
+    however many passages they have.
+    """
+    # As arrays, of 4 bytes a token.
+    sequences = [np.asarray(format.encode_sequence(passage), np.int32) for passage in passages]
+    titles = [len(format.cut_title(format.encode_title(passage.title))) for passage in passages]
+    return Trie.from_sequences(sequences, end_id=format.tokenizer.eos_id, least=titles)

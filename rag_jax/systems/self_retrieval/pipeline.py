@@ -33,7 +33,7 @@ def list_stages(session: Session) -> list[Stage]:
     stage, room = partial(make_stage, session), partial(tuning_room, c.tuning, c.model.name)
 
     def trie(name: str, *, titled: bool) -> Stage:
-        return stage(name, run_trie, model, "corpus", titled=titled)
+        return stage(name, run_trie, model, "corpus", version=2, titled=titled)
 
     def train(name: str, *needs: str, **options: Any) -> Stage:
         needs = "corpus", "negatives", *needs

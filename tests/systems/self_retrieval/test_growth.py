@@ -116,9 +116,9 @@ def test_the_sequences_of_a_trie_take_four_bytes_a_token(format, monkeypatch, tm
     passages, _ = make_corpus(20)
     given = []
 
-    def build(sequences, *, end_id):
+    def build(sequences, **options):
         given.extend(sequences)
-        return trie(sequences, end_id=end_id)
+        return trie(sequences, **options)
 
     trie = Trie.from_sequences
     monkeypatch.setattr(index.Trie, "from_sequences", build)
