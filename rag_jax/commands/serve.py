@@ -71,18 +71,18 @@ def _serve(found: FinishedRun, bound: Any, **options: Any) -> None:
     import jax
 
     from rag_jax.serving.app import make_app
+    from rag_jax.serving.compute_thread import ComputeThread
     from rag_jax.serving.server import serve
-    from rag_jax.serving.worker import Worker
 
     with jax.set_mesh(session.mesh):
         room = open_room(found.system, "serve")
         served = room.open_run(session, found.workdir, found.corpus)
     # How many texts were cut is nothing to say of every request.
     logging.getLogger("rag_jax.retrieval").setLevel(logging.ERROR)
-    worker = Worker(served, session.mesh, tokens=options["limits"].tokens)
-    asyncio.run(worker.warm_up())
+    thread = ComputeThread(served, session.mesh, tokens=options["limits"].tokens)
+    asyncio.run(thread.warm_up())
     signals.begin_work()
-    serve(make_app(found.system, served, worker, **options), bound)
+    serve(make_app(found.system, served, thread, **options), bound)
 
 
 def run() -> int:

@@ -15,17 +15,18 @@ from rag_jax.runtime.hosts import is_first
 def begin_run(
     stages: Sequence[Stage],
     workdir: Path,
+    context: StageContext,
+    *,
     config: Any,
     given: Mapping[str, Record],
     flag: str,
     changes: bool,
-    context: StageContext,
 ) -> None:
     """Checks what the stages after the first need, and then touches the first files of the run.
 
     Args:
-        changes: whether a finished run is changed.
         context: of the first stage, whose artefacts are there.
+        changes: whether a finished run is changed.
     """
     if pending := protect.list_pending(stages, workdir, given):
         stages[0].check(context)

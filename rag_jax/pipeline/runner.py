@@ -104,8 +104,8 @@ def run_stages(
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
             options["system"] = getattr(config, "system", None)
             changes = protect.check_finished(stages, workdir, **options)
-            inputs = stages, workdir, config, given.records, flag, changes
-            begin = {stages[0].name: partial(begin_run, *inputs)}
+            options = {"config": config, "given": given.records, "flag": flag, "changes": changes}
+            begin = {stages[0].name: partial(begin_run, stages, workdir, **options)}
             for stage in stages:
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")

@@ -151,6 +151,17 @@ def halve(config: Any, path: str) -> tuple[str, Any]:
     return change(config, path, max(1, attrgetter(path)(config) // 2))
 
 
+def list_lighter(config: Any, batch: str) -> Iterator[tuple[str, Any]]:
+    """The changes that let gradients need less: activations computed again, and a smaller batch.
+
+    Args:
+        batch: the setting whose half makes smaller batches.
+    """
+    if config.tuning.remat != "full":
+        yield change(config, "tuning.remat", "full")
+    yield halve(config, batch)
+
+
 def list_wider(config: Any) -> Iterator[tuple[str, Any]]:
     """The changes that let any program need less: a wider `model` axis, and adapters."""
     yield change(config, "mesh.model", 2 * max(config.mesh.model, 1))

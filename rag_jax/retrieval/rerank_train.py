@@ -213,12 +213,7 @@ def fit_reranker(
     base = reranker.base
     max_length = choose_length(base.config.max_length, max_length)
     check_sizes(base, settings.batch_size, max_length)
-    if reranker.question is not None:
-        raise RagJaxError("a language model that is asked has no head to train")
-    if bare := [pair.id for pair in pairs if not pair.negatives]:
-        raise RagJaxError(
-            f"{len(bare)} pairs have no negatives, such as {bare[0]!r}: leave them out"
-        )
+    _check_trained(reranker, pairs)
     plan = BatchPlan([0] * len(pairs), batch_size=settings.batch_size, seed=seed)
     counts = np.zeros(2, int)  # of pairs that were cut, and of all
 
@@ -269,3 +264,13 @@ def fit_reranker(
         ids=[pair.id for pair in pairs],
         save=finish,
     )
+
+
+def _check_trained(reranker: Reranker, pairs: Sequence[Pair]) -> None:
+    """Raises a RagJaxError if the reranker or a pair cannot be trained on."""
+    if reranker.question is not None:
+        raise RagJaxError("a language model that is asked has no head to train")
+    if bare := [pair.id for pair in pairs if not pair.negatives]:
+        raise RagJaxError(
+            f"{len(bare)} pairs have no negatives, such as {bare[0]!r}: leave them out"
+        )

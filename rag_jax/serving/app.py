@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rag_jax.serving.access import check_access
+from rag_jax.serving.compute_thread import ComputeThread
 from rag_jax.serving.endpoints import Endpoints
 from rag_jax.serving.errors import RequestError
 from rag_jax.serving.limits import Limits
-from rag_jax.serving.worker import Worker
 from rag_jax.systems.served import Served
 
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
@@ -23,7 +23,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    name: str, served: Served, worker: Worker, *, token: str | None, limits: Limits
+    name: str, served: Served, thread: ComputeThread, *, token: str | None, limits: Limits
 ) -> Starlette:
     """The application that serves a run.
 
@@ -31,7 +31,7 @@ def make_app(
         name: of the model.
         token: that clients send; None to have this machine alone ask.
     """
-    endpoints = Endpoints(name, served, worker, limits)
+    endpoints = Endpoints(name, served, thread, limits)
 
     def guard(endpoint: Endpoint, has: Any = True, lacks: str = "") -> Endpoint:
         async def run(request: Request) -> Response:
@@ -55,12 +55,12 @@ def make_app(
             Route("/health", endpoints.tell_health),
         ],
         exception_handlers={RequestError: _refuse, HTTPException: _refuse_path, Exception: _fail},
-        lifespan=lambda _: _run(endpoints, worker),
+        lifespan=lambda _: _run(endpoints, thread),
     )
 
 
 @contextlib.asynccontextmanager
-async def _run(endpoints: Endpoints, worker: Worker) -> AsyncIterator[None]:
+async def _run(endpoints: Endpoints, thread: ComputeThread) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(batcher.run()) for batcher in endpoints.batchers]
     try:
         yield
@@ -68,7 +68,7 @@ async def _run(endpoints: Endpoints, worker: Worker) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        worker.close()
+        thread.close()
 
 
 async def _refuse(request: Request, error: RequestError) -> Response:

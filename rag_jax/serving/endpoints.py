@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rag_jax.serving import responses
 from rag_jax.serving.batcher import Batcher
+from rag_jax.serving.compute_thread import ComputeThread
 from rag_jax.serving.errors import RequestError
 from rag_jax.serving.limits import Limits
 from rag_jax.serving.requests import (
@@ -19,7 +20,6 @@ from rag_jax.serving.requests import (
     read_object,
     read_rerank,
 )
-from rag_jax.serving.worker import Worker
 from rag_jax.systems.served import Served
 
 _TOGETHER = 16  # requests for embeddings or scores that are worked on together
@@ -31,12 +31,12 @@ Result = TypeVar("Result")
 class Endpoints:
     """The endpoints of a run that is served under a name; `batchers` have to be running."""
 
-    def __init__(self, name: str, served: Served, worker: Worker, limits: Limits):
+    def __init__(self, name: str, served: Served, thread: ComputeThread, limits: Limits):
         self._name, self._limits, self._created = name, limits, int(time.time())
         waiting = limits.waiting
-        self._answering = Batcher(worker.answer, size=served.batch_size, waiting=waiting)
-        self._embedding = Batcher(worker.embed, size=_TOGETHER, waiting=waiting)
-        self._scoring = Batcher(worker.score, size=_TOGETHER, waiting=waiting)
+        self._answering = Batcher(thread.answer, size=served.batch_size, waiting=waiting)
+        self._embedding = Batcher(thread.embed, size=_TOGETHER, waiting=waiting)
+        self._scoring = Batcher(thread.score, size=_TOGETHER, waiting=waiting)
         self.batchers = self._answering, self._embedding, self._scoring
 
     async def chat(self, request: Request) -> Response:

@@ -54,14 +54,14 @@ class Shouter:
 def serving(served, *, name="rag", token=None, **limits):
     """The address of a server of `served`; it ends cleanly with the block."""
     from rag_jax.serving.app import make_app
+    from rag_jax.serving.compute_thread import ComputeThread
     from rag_jax.serving.limits import Limits
     from rag_jax.serving.server import bind, make_server
-    from rag_jax.serving.worker import Worker
 
     limits = Limits(**limits)
-    worker = Worker(served, make_mesh(MeshConfig()), tokens=limits.tokens)
+    computing = ComputeThread(served, make_mesh(MeshConfig()), tokens=limits.tokens)
     bound = bind("127.0.0.1", 0)
-    server = make_server(make_app(name, served, worker, token=token, limits=limits))
+    server = make_server(make_app(name, served, computing, token=token, limits=limits))
     thread = threading.Thread(target=asyncio.run, args=(server.serve([bound]),))
     thread.start()
     try:

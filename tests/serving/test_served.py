@@ -17,7 +17,7 @@ from rag_jax.models import load_reranker
 from rag_jax.retrieval import score_pairs
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.sharding import make_mesh
-from rag_jax.serving.worker import Worker, list_sizes
+from rag_jax.serving.compute_thread import ComputeThread, list_sizes
 from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.served import Served, make_scoring
 
@@ -40,17 +40,17 @@ def test_sizes_are_parts_of_a_batch(rows, count, parts):
 
 def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path, monkeypatch):
     """After the warm-up nothing is compiled, whatever the numbers and lengths of documents."""
-    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: "tpu")
+    monkeypatch.setattr("rag_jax.serving.compute_thread.find_platform", lambda: "tpu")
     reranker = load_reranker(lengthen(write_reranker(tmp_path / "reranker"), 64))
     served = Served(score=make_scoring(Reranking(reranker, 4, 64)))
-    worker = Worker(served, make_mesh(MeshConfig()), tokens=16)
-    asyncio.run(worker.warm_up())
+    thread = ComputeThread(served, make_mesh(MeshConfig()), tokens=16)
+    asyncio.run(thread.warm_up())
     before = xla_seconds()
     texts = ["a", "the capital " * 30, "Riga [SEP] is", "b"]
     requests = [[("where?", texts[0])], [("what is the capital?", text) for text in texts]]
-    one, four = asyncio.run(worker.score(requests))
+    one, four = asyncio.run(thread.score(requests))
     assert xla_seconds() == before
-    worker.close()
+    thread.close()
     expected = score_pairs(reranker, [*requests[0], *requests[1]], max_length=64)
     np.testing.assert_allclose(np.concatenate([one, four]), expected, atol=1e-5)
 
@@ -59,11 +59,11 @@ def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path, monke
     ("platform", "counts", "batches"), [("cpu", (1,), "27"), ("tpu", (1, 4), "54")]
 )
 def test_the_warm_up_meets_every_width_of_questions(monkeypatch, capsys, platform, counts, batches):
-    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: platform)
+    monkeypatch.setattr("rag_jax.serving.compute_thread.find_platform", lambda: platform)
     shouter = Shouter()
-    worker = Worker(shouter.serve(), make_mesh(MeshConfig()), tokens=100)
-    asyncio.run(worker.warm_up())
-    worker.close()
+    thread = ComputeThread(shouter.serve(), make_mesh(MeshConfig()), tokens=100)
+    asyncio.run(thread.warm_up())
+    thread.close()
     met = [(len(batch), double_up(len(batch[0].split()), 32)) for batch in shouter.batches]
     assert met == [(count, width) for width in (32, 64, 128) for count in counts]
     said = capsys.readouterr().err  # three or six of questions, the others of texts and pairs
@@ -82,11 +82,12 @@ def test_the_warm_up_meets_every_width_of_questions(monkeypatch, capsys, platfor
 def test_questions_are_padded_to_the_least_batch_that_holds_them(
     monkeypatch, platform, full, asked, padded
 ):
-    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: platform)
+    monkeypatch.setattr("rag_jax.serving.compute_thread.find_platform", lambda: platform)
     shouter = Shouter()
-    worker = Worker(replace(shouter.serve(), batch_size=full), make_mesh(MeshConfig()), tokens=9)
+    served = replace(shouter.serve(), batch_size=full)
+    thread = ComputeThread(served, make_mesh(MeshConfig()), tokens=9)
     questions = [f"what is {number}?" for number in range(asked)]
-    answers = asyncio.run(worker.answer(questions))
-    worker.close()
+    answers = asyncio.run(thread.answer(questions))
+    thread.close()
     assert [answer.text for answer in answers] == [question.upper() for question in questions]
     assert [len(batch) for batch in shouter.batches] == [padded]

@@ -1,4 +1,4 @@
-"""What the tests of serving share: answers of a server's worker, in batches and one by one."""
+"""What the tests of serving share: answers of a server's thread, in batches and one by one."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.runtime.clock import xla_seconds
-from rag_jax.serving.worker import Worker
+from rag_jax.serving.compute_thread import ComputeThread
 from systems.asked import LONG
 
 
@@ -19,14 +19,14 @@ def check_answers(served, session, records, *, fixed=True):
     Returns:
         The answers, in the order of the records.
     """
-    worker = Worker(served, session.mesh, tokens=1000)
+    thread = ComputeThread(served, session.mesh, tokens=1000)
     asked = [record["question"] for record in records]
 
     async def answer_all():
         size = served.batch_size
         parts = [asked[start : start + size] for start in range(0, len(asked), size)]
-        answers = [answer for part in parts for answer in await worker.answer(part)]
-        return answers, (await worker.answer(asked[:1]))[0]
+        answers = [answer for part in parts for answer in await thread.answer(part)]
+        return answers, (await thread.answer(asked[:1]))[0]
 
     answers, alone = asyncio.run(answer_all())
     assert [answer.text for answer in [*answers, alone]] == [
@@ -39,19 +39,19 @@ def check_answers(served, session, records, *, fixed=True):
     if fixed:
         assert xla_seconds() == before
     # One question that is refused does not harm the other.
-    refused, answer = asyncio.run(worker.answer([LONG, asked[0]]))
+    refused, answer = asyncio.run(thread.answer([LONG, asked[0]]))
     assert refused.status == 400 and "tokens" in refused.message
     assert answer.text == records[0]["prediction"]
-    worker.close()
+    thread.close()
     return answers
 
 
 def check_embeddings(served, session, role, encoder, texts):
     """Texts of two requests are embedded as the run embeds them, a text alone too."""
-    worker = Worker(served, session.mesh, tokens=1000)
+    thread = ComputeThread(served, session.mesh, tokens=1000)
     requests = [(texts[:1], role), (texts[1:], role), (texts[:1], "query")]
-    first, rest, _ = asyncio.run(worker.embed(requests))
-    (alone,) = asyncio.run(worker.embed(requests[:1]))
+    first, rest, _ = asyncio.run(thread.embed(requests))
+    (alone,) = asyncio.run(thread.embed(requests[:1]))
     expected = session.encode(encoder, texts, role)
     got = np.concatenate([first.vectors, rest.vectors])
     np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -59,6 +59,6 @@ def check_embeddings(served, session, role, encoder, texts):
     read = tokenize_texts(encoder, texts, session.encoding.max_length, role=role)
     assert [*first.tokens, *rest.tokens] == [len(row) for row in read]
     before = xla_seconds()
-    asyncio.run(worker.embed(requests))
+    asyncio.run(thread.embed(requests))
     assert xla_seconds() == before
-    worker.close()
+    thread.close()

@@ -13,10 +13,10 @@ from rag_jax.decoding.sample import Sampling
 from rag_jax.planning.abstract import (
     QUESTION,
     AbstractModels,
-    change,
     copy,
     describe_cache,
     halve,
+    list_lighter,
     list_wider,
     split_rows,
 )
@@ -103,9 +103,9 @@ def list_remedies(config: PRAGConfig, name: str) -> Iterator[tuple[str, PRAGConf
     settings |= {"augment": "augment.batch_size", "evaluate": "answer.batch_size"}
     settings |= {ENCODE: "encode.together", TRAIN: "translator.batch_size"}
     settings |= {TRANSLATE: "answer.batch_size"}
-    if stage in ("encode", ENCODE, TRAIN) and config.tuning.remat != "full":
-        yield change(config, "tuning.remat", "full")
-    if stage in settings:
+    if stage in ("encode", ENCODE, TRAIN):
+        yield from list_lighter(config, settings[stage])
+    elif stage in settings:
         yield halve(config, settings[stage])
     yield from list_wider(config)
 

@@ -14,9 +14,9 @@ from rag_jax.data.packing import Microbatch
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.planning.abstract import (
     AbstractModels,
-    change,
     copy,
     halve,
+    list_lighter,
     list_wider,
     split_rows,
 )
@@ -61,9 +61,7 @@ def plan(config: RAGConfig, devices: Sequence[jax.Device], drawn: Drawn, **optio
 def list_remedies(config: RAGConfig, name: str) -> Iterator[tuple[str, RAGConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     if "gradients of questions" in name:
-        if config.tuning.remat != "full":
-            yield change(config, "tuning.remat", "full")
-        yield halve(config, "train.microbatch_tokens")
+        yield from list_lighter(config, "train.microbatch_tokens")
     elif name.startswith("index, embed"):
         yield halve(config, "retriever.batch_size")
     elif not name.startswith(("frozen", "joint")):

@@ -15,10 +15,10 @@ from rag_jax.decoding.trie import TrieArrays, choose_gathers
 from rag_jax.planning.abstract import (
     QUESTION,
     AbstractModels,
-    change,
     copy,
     describe_cache,
     halve,
+    list_lighter,
     list_wider,
     split_rows,
 )
@@ -77,9 +77,7 @@ def list_remedies(
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     stage = name.split(",")[0]
     if stage in ("indexing", "train") and "gradients" in name:
-        if config.tuning.remat != "full":
-            yield change(config, "tuning.remat", "full")
-        yield halve(config, f"{stage}.microbatch_tokens")
+        yield from list_lighter(config, f"{stage}.microbatch_tokens")
     elif stage == "evaluate":
         yield halve(config, "search.batch_size")
     yield from list_wider(config)

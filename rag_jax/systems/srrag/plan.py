@@ -18,11 +18,11 @@ from rag_jax.models import Pretrained
 from rag_jax.planning.abstract import (
     QUESTION,
     AbstractModels,
-    change,
     copy,
     describe_cache,
     describe_model,
     halve,
+    list_lighter,
     list_wider,
     split_rows,
 )
@@ -96,9 +96,7 @@ def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGCo
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     stage = name.split(",")[0]
     if stage in ("stage1", "stage2") and "gradients" in name:
-        if config.tuning.remat != "full":
-            yield change(config, "tuning.remat", "full")
-        yield halve(config, f"{stage}.microbatch_tokens")
+        yield from list_lighter(config, f"{stage}.microbatch_tokens")
     else:
         batch = next((path for part, path in _BATCHES.items() if part in name), None)
         if batch:

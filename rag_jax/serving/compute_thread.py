@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 Pair = tuple[str, str]
 
 
-class Worker:
+class ComputeThread:
     """Computes for requests, in a thread of its own, within the run's mesh.
 
     Args:
