@@ -57,6 +57,7 @@ _KNOWN = {
     "exclude_modules",
     "inference_mode",
     "init_lora_weights",
+    "layers_pattern",
     "layers_to_transform",
     "loftq_config",
     "lora_alpha",

@@ -20,6 +20,7 @@ def read_targets(fields: Fields) -> Callable[[str], bool]:
     if layers is not None:
         layers = [layers] if isinstance(layers, int) else _list(fields, "layers_to_transform", int)
         layers = {*layers} or None  # PEFT takes an empty list for all layers
+    number = re.compile(rf"(?:^|\.){_read_place(fields)}\.(\d+)\.")
     time = MatchTime()
     chosen, excluded = (
         _read_rule(fields, name, time) for name in ("target_modules", "exclude_modules")
@@ -27,12 +28,21 @@ def read_targets(fields: Fields) -> Callable[[str], bool]:
 
     def is_target(module: str) -> bool:
         if layers is not None:
-            number = re.search(r"\.(\d+)\.", module)
-            if number is None or int(number[1]) not in layers:
+            found = number.search(module)
+            if found is None or int(found[1]) not in layers:
                 return False
         return chosen(module) and not excluded(module)
 
     return is_target
+
+
+def _read_place(fields: Fields) -> str:
+    """A pattern of what stands before a layer's number in names; anything by default."""
+    names = fields.raw.get("layers_pattern")
+    names = [names] if isinstance(names, str) and names else _list(fields, "layers_pattern", str)
+    if not all(re.fullmatch(r"[\w.]+", name) for name in names):
+        raise RagJaxError(f"{fields.source}: layers_pattern {show(names)} is not supported")
+    return f"(?:{'|'.join(map(re.escape, names))})" if names else r"[^.]+"
 
 
 def _read_rule(fields: Fields, name: str, time: MatchTime) -> Callable[[str], bool]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
+from rag_jax.models.tokenizer_classes import find_class, follow_class, set_frame
 from rag_jax.models.tokenizer_growth import check_growth
 from rag_jax.models.tokenizer_inputs import Inputs, describe_inputs, read_inputs
 from rag_jax.runtime.errors import RagJaxError
@@ -16,41 +17,6 @@ from rag_jax.runtime.outside import LARGEST_SETTINGS, is_there, parsing, require
 NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 # RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
-# The normalizer of Llama's, Mistral's and Phi-3's files from before transformers 5.
-_BLANKS = repr(
-    normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-)
-# The classes of transformers 5 that take case and accents from the settings, with WordPiece.
-_WORD_CLASSES = (
-    "BertTokenizer",
-    "DistilBertTokenizer",
-    "ElectraTokenizer",
-    "MobileBertTokenizer",
-    "MPNetTokenizer",
-    "SqueezeBertTokenizer",
-)
-# Those that take `add_prefix_space` from the settings, with byte-level BPE.
-_BYTE_CLASSES = (
-    "BartTokenizer",
-    "GPT2Tokenizer",
-    "GPTNeoXTokenizer",
-    "Qwen2Tokenizer",
-    "RobertaTokenizer",
-)
-# The class of a model's type, where the settings name none.
-_TYPE_CLASSES = {
-    "bart": "RobertaTokenizer",
-    "bert": "BertTokenizer",
-    "distilbert": "BertTokenizer",
-    "mpnet": "MPNetTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-}
-# The types whose `tokenizer.json` counts alone, whatever class the settings name.
-_PLAIN_TYPES = ("mistral", "modernbert", "phi3", "stablelm")
-
 Names = dict[str, str | None]
 Templates = str | dict[str, str] | None
 
@@ -87,7 +53,8 @@ def read_folder(
     for key, name in names.items():
         if not isinstance(name, str | None):
             raise RagJaxError(f"{folder}: {key}_token must be a token's name, not {show(name)}")
-    _follow_class(core, settings, folder)
+    kind = find_class(settings, _read_settings(folder / "config.json"))
+    follow_class(core, kind, settings, folder)
     source = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
     _add_tokens(core, settings.get("added_tokens_decoder"), source)
     extras = _read_extras(settings, folder)
@@ -97,7 +64,8 @@ def read_folder(
     _add_named(core, [name for name in usual if name and core.token_to_id(name) is not None])
     _add_named(core, [*extras.values()])
     names |= {key.removesuffix("_token"): name for key, name in extras.items() if "_token" in key}
-    inputs = read_inputs(core, settings, _find_class(settings, folder), folder)
+    set_frame(core, kind, names)
+    inputs = read_inputs(core, settings, kind, folder)
     return core, names, *_read_templates(folder, settings), inputs
 
 
@@ -164,79 +132,6 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
         *((name, core.token_to_id(name)) for name in (end, start)), add_prefix_space=False
     )
     return core
-
-
-def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
-    """Gives a tokenizer what its class in transformers 5 gives it, whatever `tokenizer.json` says.
-
-    BERT's kin follow the settings' case, accents and Chinese characters, byte-level classes
-    `add_prefix_space`. `Qwen2Tokenizer` composes characters (NFC). `XLMRobertaTokenizer` cuts texts
-    at any white space, and keeps a normalizer's table alone. `LlamaTokenizer` has blanks of its
-    own: the older `tokenizer.json` puts one before every piece between special tokens, the class
-    before the text alone, before every piece if `legacy`, or nowhere, as the settings say.
-    """
-    kind = _find_class(settings, folder)
-
-    def read(name: str, default: bool | None) -> bool | None:
-        value = settings.get(name)
-        if not isinstance(value, bool | None):
-            raise RagJaxError(f"{folder}: {name} must be true or false, not {show(value)}")
-        return default if value is None else value
-
-    if kind in _WORD_CLASSES and isinstance(core.model, models.WordPiece):
-        core.normalizer = normalizers.BertNormalizer(
-            handle_chinese_chars=read("tokenize_chinese_chars", True),
-            strip_accents=read("strip_accents", None),
-            lowercase=read("do_lower_case", True),
-        )
-        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if kind in _BYTE_CLASSES:
-        _set_prefix(core.pre_tokenizer, read("add_prefix_space", False))
-    if kind == "Qwen2Tokenizer" and core.normalizer is None:
-        core.normalizer = normalizers.NFC()
-    if kind == "XLMRobertaTokenizer" and isinstance(core.model, models.Unigram):
-        steps = _list_parts(core.normalizer, normalizers.Sequence)
-        tables = (step for step in steps if isinstance(step, normalizers.Precompiled))
-        core.normalizer = next(tables, None)
-        scheme = "always" if read("add_prefix_space", True) else "never"
-        metaspace = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
-    is_older = repr(core.normalizer) == _BLANKS and not core.pre_tokenizer
-    is_newer = not core.normalizer and isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace)
-    if kind not in ("LlamaTokenizer", "CodeLlamaTokenizer") or not (is_older or is_newer):
-        return
-    is_legacy = kind == "LlamaTokenizer" and settings.get("legacy") is True
-    scheme = "always" if is_legacy else "first"
-    scheme = "never" if settings.get("add_prefix_space") is False else scheme
-    core.normalizer = None
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-
-
-def _find_class(settings: Mapping[str, Any], folder: Path) -> str:
-    """The name of a tokenizer's class in transformers 5, which has none in `Fast`; "" for none.
-
-    The model's type counts where the settings name no class; for some types, it always does.
-    """
-    config = _read_settings(folder / "config.json")
-    model_type = config.get("model_type")
-    if model_type in _PLAIN_TYPES:
-        return ""
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    if named is None or model_type == "qwen2":
-        named = _TYPE_CLASSES.get(str(model_type), "")
-    return str(named).removesuffix("Fast")
-
-
-def _set_prefix(step: pre_tokenizers.PreTokenizer | None, prefix: bool | None) -> None:
-    """Sets whether a byte-level pre-tokenizer, or one in a sequence, puts a blank before a text."""
-    for part in _list_parts(step, pre_tokenizers.Sequence):
-        if isinstance(part, pre_tokenizers.ByteLevel):
-            part.add_prefix_space = prefix
-
-
-def _list_parts(step: Any, sequence: type) -> list:
-    """The parts of a tokenizer's step that is a sequence; else the step alone."""
-    return [*step] if isinstance(step, sequence) else [step]
 
 
 def _add_tokens(core: tokenizers.Tokenizer, described: Any, source: str) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers in the metadata of GGUF files: byte-level BPE, and SentencePiece's BPE with scores."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ _ENDS = {
     *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>"),
     *("<end_of_turn>", "<EOT>"),
 }
+# Those that begin one. Some files have these and the ones above as words (unslothai/unsloth#5070).
+_STARTS = {"<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>"}
 _BLANK = "\u2581"
 _LONGEST_PIECE = 256  # characters of a SentencePiece token; its own limit is 16 unless raised
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -58,7 +61,12 @@ def read_gguf(
             "Hugging Face folder"
         )
     typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
-    core.add_special_tokens(make_special_tokens(t for t, k in typed if k == _CONTROL))
+    # What is named, by the metadata or by us, is a control token whatever its type.
+    named = {i for name, i in ids.items() if name != "unknown"}
+    is_control = [
+        k == _CONTROL or i in named or t in _STARTS | _ENDS for i, (t, k) in enumerate(typed)
+    ]
+    core.add_special_tokens(make_special_tokens(itertools.compress(tokens, is_control)))
     core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     bos = names["bos"]
     # Llama 3's files leave it to the reader, as llama.cpp has it in `llama-vocab.cpp`.
@@ -72,8 +80,7 @@ def read_gguf(
     if not isinstance(template, str | None):
         raise RagJaxError(f"{source}: the chat template must be a text, not {show(template)}")
     ends = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
-    marked = {_CONTROL, _USER_DEFINED}
-    ends += [i for i, (token, k) in enumerate(typed) if k in marked and token in _ENDS]
+    ends += [i for i, token in enumerate(tokens) if token in _ENDS]
     return core, names, template, [*dict.fromkeys(ends)]
 
 
@@ -168,8 +175,13 @@ def _read_ids(metadata: Mapping[str, Any], count: int, source: str) -> dict[str,
         for name in (*_NAMED.values(), "eot", "eom")
     }
     for name, i in ids.items():
-        if i is not None and not 0 <= i < count:
-            raise RagJaxError(
-                f"{source}: {name}_token_id {show(i)} is none of the tokenizer's {count}"
-            )
+        if i is None or 0 <= i < count:
+            continue
+        if name == "padding":  # -1 in some files; nothing is read of it
+            ids[name] = None
+            continue
+        raise RagJaxError(
+            f"{source}: {name}_token_id {show(i)} is none of the tokenizer's {count}: use the "
+            "model's Hugging Face folder"
+        )
     return ids

@@ -228,6 +228,9 @@ def test_merged_adapters(tmp_path):
         ({"layers_to_transform": 1}, {1}),
         ({"layers_to_transform": [0, 1]}, {0, 1}),
         ({"layers_to_transform": []}, {0, 1}),
+        ({"layers_to_transform": [1], "layers_pattern": "layers"}, {1}),
+        ({"layers_to_transform": [1], "layers_pattern": ["h", "model.layers"]}, {1}),
+        ({"layers_to_transform": [1], "layers_pattern": []}, {1}),
         ({"exclude_modules": r"model\.layers\.1\..*"}, {0}),
         ({"lora_dropout": 0.1, "init_lora_weights": "gaussian", "revision": "main"}, {0, 1}),
         ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}}, {0, 1}),
@@ -307,6 +310,8 @@ def test_types(saved):
         ({"target_modules": 3}, "target_modules must be a list of strs, not 3"),
         ({"target_modules": "("}, r"target_modules '\(': "),
         ({"layers_to_transform": ["a"]}, "layers_to_transform must be a list of ints"),
+        ({"layers_pattern": 1}, "layers_pattern must be a list of strs"),
+        ({"layers_pattern": "(a|a)*"}, r"layers_pattern \['\(a.*is not supported"),
     ],
 )
 def test_options_that_are_refused(saved, options, message):

@@ -4,6 +4,7 @@ That it computes what transformers computes is in `test_parity_golden.py`.
 """
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.decoding import append, encode_source, generate, init_cache
-from rag_jax.models import load
+from rag_jax.models import load, load_reranker
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bart_config import BartConfig
@@ -184,10 +185,52 @@ def test_the_token_that_an_output_starts_with(tmp_path):
     golden = Path(__file__).parents[1] / "golden" / "bart"
     fields = json.loads((golden / "config.json").read_text()) | {"decoder_start_token_id": 3}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    for generation, start in ((None, 3), ({}, 3), ({"decoder_start_token_id": 5}, 5)):
+    cases = (None, 3), ({}, 3), ({"decoder_start_token_id": 5}, 5), ({"bos_token_id": 6}, 6)
+    for generation, start in cases:
         if generation is not None:
             (tmp_path / "generation_config.json").write_text(json.dumps(generation))
         assert read_config(tmp_path / "config.json").start_id == start
+
+
+@pytest.mark.parametrize(
+    ("fields", "starts"),
+    [
+        ({"decoder_start_token_id": None, "bos_token_id": 4}, (4,)),
+        ({"decoder_start_token_id": 3, "bos_token_id": 4}, (3,)),
+        # huggingface/transformers#6526: before 2021.
+        ({"force_bos_token_to_be_generated": True, "bos_token_id": 4}, (2, 4)),
+        ({"force_bos_token_to_be_generated": False, "bos_token_id": 4}, (2,)),
+        ({"forced_bos_token_id": [4], "eos_token_id": [6, 7]}, (2, 4)),
+    ],
+)
+def test_how_older_files_say_what_an_output_starts_with(fields, starts, tmp_path):
+    golden = Path(__file__).parents[1] / "golden" / "bart"
+    found = json.loads((golden / "config.json").read_text())
+    for name in ("decoder_start_token_id", "forced_bos_token_id"):
+        found.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(found | fields))
+    config = read_config(tmp_path / "config.json")
+    assert config.start_ids == starts
+    assert config.eos_id == (6 if "eos_token_id" in fields else found["eos_token_id"])
+
+
+def test_several_ids_where_one_is_forced_are_refused(tmp_path):
+    golden = Path(__file__).parents[1] / "golden" / "bart"
+    fields = json.loads((golden / "config.json").read_text()) | {"forced_eos_token_id": [2, 3]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(RagJaxError, match="forced_eos_token_id must be a token id below"):
+        read_config(tmp_path / "config.json")
+
+
+def test_a_head_for_classes_is_refused(tmp_path):
+    golden = Path(__file__).parents[1] / "golden" / "bart"
+    folder = shutil.copytree(golden, tmp_path / "bart")
+    fields = json.loads((folder / "config.json").read_text())
+    fields["architectures"] = ["BartForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    for read in (load, load_reranker):
+        with pytest.raises(RagJaxError, match="a BART with a head for classes is not supported"):
+            read(folder)
 
 
 def test_configs():

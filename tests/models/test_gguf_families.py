@@ -93,12 +93,21 @@ def test_parts_that_lack_a_tensor(tmp_path):
         ("qwen2", {"qwen2.expert_count": 4}, "expert_count 4 is not supported"),
         ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, "rope.scaling.type 'yarn' is not supported"),
         ("qwen2", {"qwen2.rope.freq_base_swa": 1.0}, "rope.freq_base_swa 1.0 is not supported"),
+        ("qwen3", {"qwen3.attention.causal": False}, "attention.causal false, .*: use the model's"),
     ],
 )
 def test_metadata_refused(name, fields, message, tmp_path):
     path = make(name, tmp_path, **fields)
     with pytest.raises(RagJaxError, match=message):
         read_config(path)
+
+
+def test_a_head_for_classes_is_no_language_model(tmp_path):
+    fields, tensors = (read(GOLDEN / "qwen3", "qwen3") for read in (describe, read_tensors))
+    tensors["cls.output.weight"] = np.ones((2, 8), np.float32)
+    write(tmp_path / "m.gguf", "qwen3", fields | {"qwen3.attention.causal": True}, tensors)
+    with pytest.raises(RagJaxError, match=r"cls\.output\.weight"):
+        load(tmp_path / "m.gguf")
 
 
 def test_what_llama_cpp_leaves_out_of_gemma(tmp_path):

@@ -167,8 +167,53 @@ def test_tokens_that_end_a_turn_by_their_name(name):
     metadata = make_pieces()
     metadata["tokenizer.ggml.tokens"][4] = name
     assert Tokenizer.from_gguf(metadata).stop_ids == (1, 4)
-    metadata["tokenizer.ggml.token_type"][4] = 1  # a word
-    assert Tokenizer.from_gguf(metadata).stop_ids == (1,)
+    metadata["tokenizer.ggml.token_type"][4] = 1  # a word, as some files have it
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.stop_ids == (1, 4) and 4 not in tokenizer.encode(name)
+
+
+TURN = "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4, 5])
+def test_tokens_of_turns_are_no_words_whatever_their_type(kind):
+    """unslothai/unsloth#5070: Gemma's turns have the type of words."""
+    metadata = make_pieces(**{"tokenizer.chat_template": TURN})
+    tokens, types, scores = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "scores")
+    )
+    end = len(tokens)
+    tokens.append("<end_of_turn>")
+    types[4] = kind
+    types.append(kind)
+    scores.append(-1000.0)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    said = tokenizer.encode("the <start_of_turn>")
+    assert not {4, end} & {*said}
+    chat = [{"role": "user", "content": "the <start_of_turn>"}]
+    assert tokenizer.encode_chat(chat) == [4, *said, end, *tokenizer.encode("\n")]
+    assert tokenizer.stop_ids == (1, end)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "padding"])
+@pytest.mark.parametrize("kind", [1, 2, 5])
+def test_tokens_that_the_metadata_name_are_special_whatever_their_type(name, kind):
+    metadata = make_pieces()
+    i = metadata[f"tokenizer.ggml.{name}_token_id"]
+    metadata["tokenizer.ggml.token_type"][i] = kind
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (2, 1, 0)
+    assert i not in tokenizer.encode(PIECES[i])
+    assert tokenizer.encode_prompt("the") == GEMMA.encode_prompt("the")
+
+
+def test_padding_as_llama_2_has_it():
+    """ggml-org/llama.cpp#7057: the unknown token; others have -1, for none."""
+    padded = Tokenizer.from_gguf(make_pieces(**{"tokenizer.ggml.padding_token_id": 3}))
+    assert padded.pad_id == 3 and padded.encode("the é") == GEMMA.encode("the é")
+    for none in (2**32 - 1, -1):
+        metadata = make_pieces(**{"tokenizer.ggml.padding_token_id": none})
+        assert Tokenizer.from_gguf(metadata).pad_id is None
 
 
 def test_qwen_composes_characters():

@@ -5,9 +5,10 @@ import json
 import pytest
 import tokenizers
 from chats import TOKENIZERS
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.models.tokenizer_files import make_special_tokens
 from rag_jax.runtime.errors import RagJaxError
 
 CASED = {"do_lower_case": False}
@@ -67,6 +68,49 @@ def test_a_class_of_its_own_has_its_own_steps(tmp_path):
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     folder = write(tmp_path, core, tokenizer_class="BertTokenizer")
     assert read_words(folder, "Hel\u200blo_e") == ["hello", "_", "e"]
+
+
+FRAMES = {
+    "BertTokenizer": ("[CLS] A [SEP]", "[CLS] A [SEP] B [SEP]"),
+    "ElectraTokenizerFast": ("[CLS] A [SEP]", "[CLS] A [SEP] B [SEP]"),
+    "MPNetTokenizer": ("<s> A </s>", "<s> A </s> </s> B </s>"),
+    "RobertaTokenizer": ("<s> A </s>", "<s> A </s> </s> B </s>"),
+    "BartTokenizerFast": ("<s> A </s>", "<s> A </s> </s> B </s>"),
+    "XLMRobertaTokenizer": ("<s> A </s>", "<s> A </s> </s> B </s>"),
+}
+MARKS = ["[CLS]", "[SEP]", "<s>", "</s>"]
+
+
+@pytest.mark.parametrize("kind", [*FRAMES, *PLAIN])
+@pytest.mark.parametrize("own", [None, ("</s> $A", "</s> $A $B"), ("[SEP] $A <s>", "$A <s> $B")])
+def test_what_stands_around_texts_is_the_classs(kind, own, tmp_path):
+    """huggingface/transformers#10395: a `tokenizer.json` of a trained vocabulary has no frame."""
+    words = ["[UNK]", "A", "B", *MARKS]
+    core = tokenizers.Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.add_special_tokens(make_special_tokens(MARKS))
+    if own is not None:
+        ids = [(name, core.token_to_id(name)) for name in MARKS]
+        core.post_processor = processors.TemplateProcessing(*own, special_tokens=ids)
+    folder = write(tmp_path, core, tokenizer_class=kind, do_lower_case=False)
+    tokenizer, found = Tokenizer.from_folder(folder), []
+    for pair in (None, "B"):
+        ids = tokenizer.encode_with_specials("A", max_length=9, pair=pair)
+        found.append(" ".join(core.id_to_token(i) for i in ids))
+    ours = [("[CLS] A [SEP]", "[CLS] A [SEP] B [SEP]"), ("</s> A", "</s> A B")]
+    others = dict(zip([None, "</s> $A"], ours, strict=True))
+    wanted = others.get(own and own[0], ("[SEP] A <s>", "A <s> B"))
+    assert tuple(found) == FRAMES.get(kind, wanted)
+
+
+def test_the_names_in_the_settings_stand_around_texts(tmp_path):
+    core = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "A": 1}, unk_token="[UNK]"))
+    core.add_special_tokens(make_special_tokens(["<c>", "<e>"]))
+    names = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    folder = write(tmp_path, core, **names, cls_token="<c>", sep_token={"content": "<e>"})
+    assert Tokenizer.from_folder(folder).encode_with_specials("A", max_length=9) == [2, 1, 3]
 
 
 @pytest.mark.parametrize("kind", PLAIN)

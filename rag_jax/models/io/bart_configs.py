@@ -37,8 +37,9 @@ def read_bart(fields: Fields) -> BartConfig:
 
     The forced tokens, and the one that an output starts with, come, as in transformers, from
     `generation_config.json` if that file exists and from `config.json` otherwise. Without its field
-    no token is forced, and the output starts as `config.json` says. The other fields of
-    `generation_config.json`, such as the number of beams, are left to the caller of the decoder.
+    no token is forced, and the output starts with that file's `bos_token_id`, if there is one, and
+    else as `config.json` says. The other fields of `generation_config.json`, such as the number of
+    beams, are left to the caller of the decoder.
 
     Raises:
         RagJaxError: a size or a token id is not valid, or the architecture differs from BART's.
@@ -67,11 +68,16 @@ def read_bart(fields: Fields) -> BartConfig:
         name: _read_id(fields, hf_name, vocab_size, default=getattr(BartConfig, name))
         for name, hf_name in _IDS.items()
     }
-    start = _IDS["start_id"]
-    ids["start_id"] = _read_id(generation, start, vocab_size, default=ids["start_id"])
+    start = ids["start_id"]
+    if generation is not fields or _IDS["start_id"] in fields.raw:  # there, though maybe null
+        bos = _read_id(generation, _IDS["bos_id"], vocab_size, default=start)
+        ids["start_id"] = _read_id(generation, _IDS["start_id"], vocab_size, default=bos)
     ids |= {
         name: _read_id(generation, hf_name, vocab_size) for name, hf_name in _FORCED_IDS.items()
     }
+    # What `forced_bos_token_id` was before 2021.
+    if generation is fields and fields.raw.get("force_bos_token_to_be_generated") is True:
+        ids["forced_bos_id"] = ids["bos_id"]
     return BartConfig(**sizes, **ids, scale_embedding=fields.raw.get("scale_embedding") is True)
 
 
@@ -92,6 +98,8 @@ def _read_id(
     fields: Fields, name: str, vocab_size: int, *, default: int | None = None
 ) -> int | None:
     value = fields.raw.get(name)
+    if isinstance(value, list) and value and (len(value) == 1 or name == _IDS["eos_id"]):
+        value = value[0]  # all of several end tokens are the tokenizer's: `read_stop_ids`
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:

@@ -94,6 +94,11 @@ def _read_gemma(
 def _refuse_options(fields: Fields, family: str) -> None:
     """Refuses what changes the result and is not followed, such as scalings of unknown kinds."""
     fields.refuse_unless("expert_count", 0)
+    if fields.raw.get("attention.causal") not in (None, True):
+        raise RagJaxError(
+            f"{fields.place('attention.causal')} false, of an embedder that reads in both "
+            "directions, is not followed in GGUF: use the model's Hugging Face folder"
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         fields.refuse_unless(name, 0)
     fields.refuse_unless("rope.scaling.type", "none", "linear")

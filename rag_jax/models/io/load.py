@@ -21,6 +21,7 @@ from rag_jax.models.io.tensors import StoredTensor, read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -165,6 +166,8 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
         tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
     else:
         config, fields = open_config(folder / "config.json")
+        if isinstance(config, BartConfig) and gives_scores(fields):
+            raise RagJaxError(f"{folder}: a BART with a head for classes is not supported")
         tensors = read_safetensors(files)
         has_modules = is_there(folder / MODULES) and find_answers(folder) is None
         embeds = isinstance(config, EncoderConfig) or has_modules

@@ -24,14 +24,16 @@ from rag_jax.runtime.sharding import (
 )
 
 # Tensors in some checkpoints that are not parameters of these models: rotary tables, position ids,
-# the pooling layer over [CLS], encoders' heads, the format version in early BART
-# checkpoints, and what says in GGUF files how rotary frequencies are scaled.
+# the pooling layer over [CLS], the format version in early BART checkpoints, and what says in GGUF
+# files how rotary frequencies are scaled.
 _NOT_PARAMETERS = re.compile(
-    r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
+    r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*"
     r"|(.*\.)?(en|de)coder\.version" + f"|{re.escape(ROPE_DIVISORS)}"
 )
 # Of masked tokens, beside an encoder.
-_HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*|vocab_(transform|layer_norm|projector)\..*")
+_HEADS = re.compile(
+    r"lm_head\..*|head\..*|decoder\..*|cls\..*|vocab_(transform|layer_norm|projector)\..*"
+)
 # Gemma 3 with images keeps the language model beside these.
 _OF_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
