@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rag_jax.pipeline import records
 from rag_jax.pipeline.records import ENDED, Record
@@ -14,6 +15,7 @@ from rag_jax.runtime.files import open_atomic, read_json, write_json
 from rag_jax.runtime.outside import parsing
 
 REPORT, PAGE = "report.json", "report.html"
+INDEX = "index"  # what a work folder that holds an index alone has for a system
 _BODY = "<body>\n"
 
 
@@ -24,12 +26,13 @@ def check_finished(
     given: Mapping[str, Record] = MappingProxyType({}),
     overwrite: bool,
     flag: str = "--workdir",
-    system: str | None = None,
+    system: str = "",
 ) -> bool:
     """Refuses to make stages of a finished run again with other settings, unless `overwrite`.
 
-    A run is finished if it has a report. Stages that evaluate, or that no other stage needs, may
-    change, and so may stages that the run does not have, such as ablations.
+    A run is finished if it has a report, an index if it has the stage. Stages that evaluate, or
+    that no other stage needs, may change, and so may stages that the run does not have, such as
+    ablations. An index may become another index.
 
     Args:
         given: the records of another run's stages that this run takes, by name.
@@ -42,11 +45,14 @@ def check_finished(
     Raises:
         RagJaxError: naming what differs, and a work folder that is free.
     """
-    if not (workdir / REPORT).exists():
+    before = _find_system(workdir)
+    if before is None or before == system == INDEX:
         return False
     needed = {need for stage in stages for need in stage.needs}
-    changes, made = list(_compare_systems(workdir, system)), {**given}
-    pending = bool(changes)
+    made = {**given}
+    differs = "" not in (before, system) and before != system
+    changes = [f"system: {before} -> {system}"] * differs
+    pending = differs
     for stage in stages:
         wanted = records.describe(stage, made)
         change = _compare(workdir / "stages" / stage.name, wanted)
@@ -56,10 +62,12 @@ def check_finished(
         made[stage.name] = wanted | {"run": ""}
     if changes and not overwrite:
         others = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
+        or_else = ", or overwrite the finished run with --overwrite" * (system != INDEX)
+        kind = "index" if before == INDEX else "run"
         raise RagJaxError(
-            f"{workdir}: holds a finished run that this command would overwrite ({changes[0]}"
-            f"{others}): give the new run a folder of its own, {flag}={_find_free(workdir)}, or "
-            "overwrite the finished run with --overwrite"
+            f"{workdir}: holds a finished {kind} that this command would overwrite ({changes[0]}"
+            f"{others}): give the new run a folder of its own, {flag}={_find_free(workdir)}"
+            f"{or_else}"
         )
     return pending
 
@@ -78,12 +86,25 @@ def list_pending(
     return [*pending.values()]
 
 
-def _compare_systems(workdir: Path, system: str | None) -> Iterator[str]:
-    """Says so if the finished run is of another system; a report that is damaged tells nothing."""
-    with contextlib.suppress(RagJaxError), parsing(workdir / REPORT):
-        before = read_json(workdir / REPORT).get("system")
-        if None not in (before, system) and before != system:
-            yield f"system: {before} -> {system}"
+def read_system(config: Any) -> str:
+    """The system of a config or of its fields; "" without one."""
+    found = config.get("system") if isinstance(config, Mapping) else getattr(config, "system", "")
+    return found or ""
+
+
+def _find_system(workdir: Path) -> str | None:
+    """The system of what is finished in a folder, "" if it is not told; None if nothing is."""
+    if (workdir / REPORT).exists():
+        return _read_named(workdir / REPORT)
+    is_built = (workdir / "stages" / INDEX / ENDED).exists()
+    return INDEX if is_built and _read_named(workdir / "config.json") == INDEX else None
+
+
+def _read_named(path: Path) -> str:
+    """The system that a file names; "" if it names none or is damaged."""
+    with contextlib.suppress(RagJaxError), parsing(path):
+        return read_system(read_json(path))
+    return ""
 
 
 def _compare(place: Path, wanted: Record) -> str | None:
@@ -113,6 +134,8 @@ def mark_report(workdir: Path) -> None:
     Raises:
         RagJaxError: the report is damaged.
     """
+    if not (workdir / REPORT).exists():  # of an index
+        return
     note = "The run is being changed: this report is of the run as it was before."
     with parsing(workdir / REPORT):
         report = dict(read_json(workdir / REPORT))

@@ -87,14 +87,14 @@ def run_stages(
     """
     signals.begin_work()
     workdir = Path(workdir)
-    check_path(workdir)
-    with explain_disk_errors(workdir):
-        make_workdir(workdir)
+    check_path(workdir, flag)
+    with explain_disk_errors(workdir, flag):
+        make_workdir(workdir, flag)
         with (
             hold_lock(workdir / ".lock", flag) if is_first() else contextlib.nullcontext(),
             explain_removal(workdir),
         ):
-            records.check_layout(workdir)
+            records.check_layout(workdir, flag)
             wait_for_all(f"{workdir} is there")
             made, place = {**given.records}, (workdir / "stages", given)
             records.write_layout(workdir)
@@ -102,7 +102,7 @@ def run_stages(
                 records.recover(workdir / "stages" / stage.name)
             wait_for_all(f"{workdir} is repaired")
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
-            options["system"] = getattr(config, "system", None)
+            options["system"] = protect.read_system(config)
             changes = protect.check_finished(stages, workdir, **options)
             options = {"config": config, "given": given.records, "flag": flag, "changes": changes}
             begin = {stages[0].name: partial(begin_run, stages, workdir, **options)}

@@ -15,6 +15,7 @@ from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus, write_passages
 from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.pipeline.protect import INDEX
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.pipeline.workers import Executor, Opener
@@ -61,7 +62,8 @@ def build_index(
         are those on disk.
 
     Raises:
-        RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
+        RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do, or the
+            folder is that of a finished run.
     """
     config = IndexConfig(backend, storage)
     config.check("index")
@@ -69,7 +71,8 @@ def build_index(
     given |= {"max_length": max_length, "bad_lines": bad_lines}
     divide = executor and partial(executor.divide, Opener(open_index, given))
     stages = open_index(**given)[1]
-    made = {s["name"]: s for s in run_stages(stages, workdir, config=given, divide=divide)}
+    config = {"system": INDEX, **given}
+    made = {s["name"]: s for s in run_stages(stages, workdir, config=config, divide=divide)}
     folder = Path(workdir) / "stages" / "index"
     facts = {"folder": str(folder / "index"), "encode_seconds": made["embeddings"]["seconds"]}
     return facts | read_json(folder / "facts.json")

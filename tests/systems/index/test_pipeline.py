@@ -12,9 +12,11 @@ import pytest
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import Stage
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_jsonl, write_jsonl
+from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.systems import embeddings
 from rag_jax.systems.index import pipeline as build
 from rag_jax.systems.index.pipeline import build_index
@@ -66,6 +68,25 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert 'backend: "exact" -> "scann"' in said
     assert said.count("stage embeddings: kept") == 3
+
+
+def test_a_finished_run_becomes_no_index_and_an_index_no_run(tmp_path, files):
+    """Neither is replaced by a command that was given the wrong folder."""
+    build_index(files, tmp_path / "index", **SETTINGS)
+    kept = {p: p.read_bytes() for p in sorted((tmp_path / "index").rglob("*")) if p.is_file()}
+    stages = [Stage("corpus", lambda context: None), Stage("index", lambda context: None)]
+    refused = r"holds a finished index .*system: index -> rag\).*--workdir=.*index-2, or over"
+    with pytest.raises(RagJaxError, match=refused):
+        run_stages(stages, tmp_path / "index", config={"system": "rag"})
+    assert kept == {p: p.read_bytes() for p in kept}
+    run_stages(stages, tmp_path / "index", config={"system": "rag"}, overwrite=True)
+    run_stages(stages, tmp_path / "run", config={"system": "rag"})
+    write_json(tmp_path / "run" / "report.json", {"system": "rag"})
+    kept = {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+    refused = r"run: holds a finished run .*system: rag -> index\).*--workdir=.*run-2$"
+    with pytest.raises(RagJaxError, match=refused):
+        build_index(files, tmp_path / "run", **SETTINGS)
+    assert kept == {p: p.read_bytes() for p in kept}
 
 
 def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
