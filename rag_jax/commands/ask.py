@@ -31,11 +31,10 @@ from rag_jax.commands.describe import describe_config
 from rag_jax.commands.finished import OPENING, FinishedRun, find_run
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
-from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.errors import OutputError, RagJaxError
 from rag_jax.runtime.terminal import write_error, write_text
 from rag_jax.systems import open_room
 
-_PATIENCE = 1.5  # seconds from Ctrl-C to the end of a command that is compiling
 # Imports and tracing make many objects and drop few: to look for cycles at every 700th takes a
 # twentieth of the time of a first question.
 _OBJECTS = 50_000
@@ -52,7 +51,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
-    with signals.leave_within(_PATIENCE):
+    with signals.leave_within(signals.PATIENCE):
         _ask(finished, question, is_json=given["json"])
 
 
@@ -111,7 +110,8 @@ def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
     `is_json` there is no prompt, and an object says what a question was refused for.
 
     Raises:
-        RagJaxError: what is not typed is UTF-16, as some shells write it.
+        RagJaxError: what is not typed is UTF-16, as some shells write it, or the answers cannot be
+            written.
     """
     from rag_jax.pipeline.ask import Outcome, clean, describe_outcome
 
@@ -137,6 +137,8 @@ def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
             write_text(f"question: {clean(line)}")
         try:
             answer(line)
+        except OutputError:
+            raise
         except RagJaxError as error:
             write_error(error)
             if is_json:
@@ -152,4 +154,4 @@ def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
 
 def run() -> int:
     """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__, interrupted="interrupted", describe=describe_config)
+    return command.run(main, __doc__, resumes=False, describe=describe_config)

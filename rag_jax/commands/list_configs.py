@@ -26,4 +26,4 @@ def main(arguments: list[str]) -> None:
 
 def run() -> int:
     """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__)
+    return command.run(main, __doc__, resumes=False)

@@ -31,6 +31,8 @@ COMMANDS = {
     "index": ("build_index", "build an index over your passages"),
     "list": ("list_configs", "the config files and their presets"),
 }
+# The modules of commands that keep nothing when they are stopped.
+_UNSAVED = ("ask", "plan", "report", "list_configs")
 
 
 def run() -> int:
@@ -59,7 +61,7 @@ def run_module(name: str) -> int:
     a signal the process ends at once: the end of the interpreter would wait for what XLA compiles
     in its own threads, and crash on it.
     """
-    signals.start("interrupted")
+    signals.start("interrupted", resumes=name not in _UNSAVED)
     status = importlib.import_module(f"rag_jax.commands.{name}").run()
     if signals.noted():
         signals.leave(status)

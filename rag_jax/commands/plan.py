@@ -21,6 +21,7 @@ from typing import Any
 
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
+from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_text
 from rag_jax.systems import list_systems, open_room
@@ -35,6 +36,7 @@ OPTIONS = {
 SWITCHES = {"batches": "whether to draw the batches and compile nothing"}
 
 
+@signals.leave_within(signals.PATIENCE)
 def main(arguments: list[str]) -> None:
     """Plans the command line's run."""
     config, options = command.read_command(arguments, OPTIONS, switches=SWITCHES)
@@ -78,4 +80,4 @@ def main(arguments: list[str]) -> None:
 
 def run() -> int:
     """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__, describe=describe_config)
+    return command.run(main, __doc__, resumes=False, describe=describe_config)

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
     from rag_jax.evaluation.run_data import REPORT, read_run
     from rag_jax.evaluation.run_passages import ROOM
     from rag_jax.runtime.files import explain_disk_errors
+    from rag_jax.runtime.outside import require_file
 
     for run in runs:
         if not (run / REPORT).exists():
@@ -63,15 +64,20 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError(f"--out={out}: is a folder; name a file")
     if not os.path.isdir(out.parent):
         raise RagJaxError(f"--out={out}: there is no folder {out.parent}; make it first")
-    own = [run / PAGE for run in runs]
-    if os.path.exists(out) and out not in own and MARK.encode() not in out.read_bytes()[: 1 << 16]:
-        raise RagJaxError(f"{out}: is no page of a run, and would be overwritten; name --out=FILE")
+    if os.path.exists(out) and out not in [run / PAGE for run in runs]:
+        require_file(out, "name a file with --out")
+        with open(out, "rb") as file:
+            is_page = MARK.encode() in file.read(1 << 16)
+        if not is_page:
+            raise RagJaxError(
+                f"{out}: is no page of a run, and would be overwritten; name --out=FILE"
+            )
     data = [read_run(run, room=ROOM // len(runs)) for run in runs]
     first = data[0]
     title = f"{first['system']}: {first['model']} on {first['dataset']}"
     if len(data) > 1:
         title = f"{', '.join(run['name'] for run in data)}, side by side"
-    with explain_disk_errors(out.parent):
+    with explain_disk_errors(out.parent, "--out"):
         write_page(out, title, data)
     write_text(f"report: {out}")
 
@@ -79,6 +85,8 @@ def main(arguments: list[str]) -> None:
 def explain_missing(run: Path) -> str:
     """Why a folder has no report: it is no run, or a stage of its evaluation has not ended."""
     advice = "run launch/train.py with its --config and --workdir, which goes on from there"
+    if run.is_file():
+        return f"{run}: is a file; name the work folder of a run"
     if not run.is_dir():
         return f"{run}: there is no such folder"
     if not (run / "stages").is_dir():
@@ -112,4 +120,4 @@ def list_needed(run: Path) -> list[str]:
 
 def run() -> int:
     """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__)
+    return command.run(main, __doc__, resumes=False)

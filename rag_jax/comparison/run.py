@@ -64,7 +64,7 @@ def compare(
         if not overwrite:
             check_finished(config, workdir, described)
         signals.begin_work()
-        make_workdir(workdir)
+        make_workdir(workdir, "--workdir")
         with hold_lock(workdir / ".lock", "--workdir"):
             data = workdir / DATA
             for left in workdir.glob(f".{DATA}.*"):  # by a process that was killed

@@ -63,7 +63,8 @@ def normalize_text(text: str, *, keep_articles: bool) -> str:
 def _is_left_out(character: str) -> bool:
     """Whether a character is punctuation, or unseen as the marks of a direction of writing."""
     category = unicodedata.category(character)
-    is_sign = character.isascii() and category.startswith("S")
+    # The minus sign as the hyphen that is written for it.
+    is_sign = (character.isascii() and category.startswith("S")) or character == "\u2212"
     return category.startswith("P") or category == "Cf" or is_sign
 
 

@@ -13,7 +13,7 @@ _AFTER_LABEL = (
     "is|was|isn't|because|since|as|and|or|but|would|will|must|should|could|can|may|might|seems"
 )
 _RIGHT = (
-    r"(?:the\s+|my\s+)?(?:most\s+)?"
+    r"(?:the\s+|my\s+)?(?:more\s+|most\s+)?"
     r"(?:correct|right|best|better|accurate|likely|answer|final answer)"
 )
 _ANSWER, _OPTION = "(?i:answer|boxed)", "(?i:option|choice)"

@@ -197,7 +197,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     if is_there(path):
         require_file(path)
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(list_lines(file), 1):
                 fields = line.split()
                 is_number = len(fields) == 6 and _NUMBER.fullmatch(fields[4])

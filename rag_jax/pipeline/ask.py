@@ -16,7 +16,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.pipeline.citations import Citation, describe_citations, tabulate_citations
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.terminal import OBEYED, write_text
+from rag_jax.runtime.terminal import OBEYED, explain_output, write_text
 
 PASSAGES = "passages read"
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -150,23 +150,27 @@ def show(shown: Iterator[Item], out: IO[str]) -> None:
     def text_title(item: Facts | Piece | Note) -> str | None:
         return item.title if isinstance(item, Piece) else None
 
+    def write(text: str) -> None:
+        with explain_output(out):
+            out.write(text)
+            out.flush()
+
     shown = itertools.chain.from_iterable(map(_list_shown, shown))
     for title, items in itertools.groupby(shown, text_title):
         if title is None:
             for item in items:
                 if isinstance(item, Facts):
-                    print(f"{before}{clean(item.title)}{after}", file=out)
-                    print("\n".join(_align(item.rows)), file=out, flush=True)
+                    rows = "\n".join(_align(item.rows))
+                    write(f"{before}{clean(item.title)}{after}\n{rows}\n")
                 else:
-                    print(_render_note(item), file=out, flush=True)
+                    write(f"{_render_note(item)}\n")
         else:
-            out.write(f"{before}{clean(title)}:{after} ")
+            write(f"{before}{clean(title)}:{after} ")
             empty = True
             for piece in items:
-                out.write(clean(piece.text))
-                out.flush()
+                write(clean(piece.text))
                 empty = empty and not piece.text
-            print("(nothing)" if empty else "", file=out, flush=True)
+            write("(nothing)\n" if empty else "\n")
 
 
 def _list_shown(item: Item) -> Iterator[Facts | Piece | Note]:

@@ -222,19 +222,22 @@ def run(
     main: Callable[[list[str]], None],
     usage: str,
     *,
-    interrupted: str = "interrupted; the same command continues",
+    interrupted: str = "",
+    resumes: bool = True,
     describe: Callable[[Any], str] | None = None,
 ) -> int:
     """Runs a command and returns its exit status; a fault that the user can repair takes one line.
 
     Args:
         usage: the text for --help.
-        interrupted: the line after Ctrl-C and SIGTERM.
+        interrupted: the line after Ctrl-C and SIGTERM, where it is not the usual one.
+        resumes: whether the same command continues, or ends well where it was stopped.
         describe: the settings of a config as text, for --help with --config.
     """
     open_closed()
     arguments = _join_config(sys.argv[1:])
-    signals.start(interrupted)
+    interrupted = interrupted or f"interrupted{'; the same command continues' * resumes}"
+    signals.start(interrupted, resumes=resumes)
     try:
         if {"--help", "-h"} & {*arguments}:
             write_text(usage)

@@ -52,7 +52,7 @@ def find_finished(stages: Sequence[Stage], workdir: Path, names: Collection[str]
             settings, among `names` and the stages that those need themselves.
     """
     check_run(workdir)
-    records.check_layout(workdir)
+    records.check_layout(workdir, "--workdir")
     advice = _ADVICE
     made: dict[str, Record] = {}
     wanted = _list_upstream(stages, names)

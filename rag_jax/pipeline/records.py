@@ -36,7 +36,7 @@ _PROGRAM_COSTS = ("compile_times", "compile_seconds", "read_times", "read_second
 Record = dict[str, Any]
 
 
-def check_layout(workdir: Path) -> None:
+def check_layout(workdir: Path, flag: str) -> None:
     """Raises a RagJaxError if another version of the library laid the work folder out otherwise."""
     if not (workdir / "stages").is_dir():
         return
@@ -50,7 +50,7 @@ def check_layout(workdir: Path) -> None:
     if found != LAYOUT:
         raise RagJaxError(
             f"{workdir}: the folder was made by another version of rag_jax (layout {found}, this "
-            f"version's is {LAYOUT}): choose another folder with --workdir, or delete {workdir} "
+            f"version's is {LAYOUT}): choose another folder with {flag}, or delete {workdir} "
             "and rerun from the beginning"
         )
 

@@ -1,6 +1,7 @@
 """A work folder: made where one can be, and held by one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import is_there, require_file
 
 
-def make_workdir(workdir: Path) -> None:
-    """Makes a work folder; raises a RagJaxError where none can be, or an OSError."""
+def make_workdir(workdir: Path, flag: str) -> None:
+    """Makes a work folder; raises a RagJaxError where none can be, or an OSError.
+
+    Args:
+        flag: by which the command line names the folder, for the message.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # as below /proc
         raise RagJaxError(
-            f"cannot write {workdir}: no folder can be made there; choose a folder with --workdir"
+            f"cannot write {workdir}: no folder can be made there; choose a folder with {flag}"
         ) from None
 
 
@@ -34,7 +39,8 @@ def hold_lock(path: Path, flag: str) -> Iterator[None]:
         require_file(path, "remove it")
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _explain_no_locks(path, flag):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -45,3 +51,17 @@ def hold_lock(path: Path, flag: str) -> Iterator[None]:
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield
+
+
+@contextlib.contextmanager
+def _explain_no_locks(path: Path, flag: str) -> Iterator[None]:
+    """Turns the OSError of a file system without locks into a RagJaxError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        raise RagJaxError(
+            f"{path.parent}: its file system has no locks ({error.strerror.lower()}): mount it "
+            f"with them, or choose another folder with {flag}"
+        ) from None

@@ -12,9 +12,11 @@ import regex
 from rag_jax.data.words import has_unspaced, list_bigrams
 from rag_jax.runtime.files import to_json
 
-_VERSION = 1  # of this module's rules
+_VERSION = 2  # of this module's rules
 _WORD = re.compile(r"\w+")
 _MARK = regex.compile(r"\p{M}")
+# Within words: soft hyphens, joiners, and marks of a direction of writing.
+_UNSEEN = re.compile("[\u00ad\u061c\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 # Share of a corpus's words that are English stop words, from which on it is English. English
 # passages have 0.27 to 0.32; by word frequencies of 40 other languages, Hungarian has 0.12 and the
 # next one 0.053 (docs/library/retrieval.md).
@@ -79,12 +81,14 @@ def list_words(text: str) -> list[str]:
     r"""Words of a text in its order: runs of `\w` and of marks on them, without case.
 
     Marks are accents and the vowel points of Hebrew, Arabic or Hindi. Compatible forms (full-width
-    letters, ligatures, decomposed Korean) are equal. Emoji and punctuation are not words. In
+    letters, ligatures, decomposed Korean) are equal, and what is not seen (soft hyphens, joiners,
+    marks of a direction of writing) is left out. Emoji and punctuation are not words. In
     scripts without spaces (Chinese, Japanese, Thai), every two neighbouring characters are a word,
     as in Lucene's analyser for Chinese and Japanese.
     """
     if text.isascii():
         return _WORD.findall(text.lower())
+    text = _UNSEEN.sub("", text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if _MARK.search(text):
         # Python's \w has no marks, so the words are looked for where marks are letters.

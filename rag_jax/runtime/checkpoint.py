@@ -105,11 +105,11 @@ class Checkpoints:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def check_path(folder: str | os.PathLike) -> None:
+def check_path(folder: str | os.PathLike, flag: str = "--workdir") -> None:
     """Raises a RagJaxError if trees saved in a folder could not be read again.
 
     TensorStore takes `[` for a pattern when it reads, and a backslash for a slash. Orbax takes a
-    folder `gs:` for a bucket. Both know UTF-8 alone.
+    folder `gs:` for a bucket. Both know UTF-8 alone. `flag` names the folder on the command line.
     """
     path = str(Path(folder).absolute())
     found = re.search(r"[\[\\]|gs:(?=/|$)", path)
@@ -117,7 +117,7 @@ def check_path(folder: str | os.PathLike) -> None:
     if name is not None:
         raise RagJaxError(
             f"{path}: has {name} in its name, with which checkpoints cannot be read again; "
-            "choose another folder with --workdir"
+            f"choose another folder with {flag}"
         )
 
 

@@ -16,6 +16,10 @@ class RagJaxError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
+class OutputError(RagJaxError):
+    """The output cannot be written; what else a command was asked for would be lost as well."""
+
+
 class Preempted(BaseException):
     """The end of a run that was asked to stop, with its finished work saved on disk.
 

@@ -22,12 +22,14 @@ from rag_jax.runtime.outside import LARGEST_JSON, is_there, parsing, require_fil
 _LONGEST_LINE = 1 << 27  # bytes or characters
 # Advice for the errors that a user can fix. Any other OSError is a bug in the code.
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+_CHOOSE = "choose a folder that can be written with {flag}"
 _DISK_ERRORS = {
     **dict.fromkeys(_FULL, "free some space, then run the same command again"),
-    **dict.fromkeys(_READ_ONLY, "choose a folder that can be written with --workdir"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), then run the same command again",
+    **dict.fromkeys(_READ_ONLY, _CHOOSE),
     **dict.fromkeys(
         (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-        "choose a folder with --workdir",
+        "choose a folder with {flag}",
     ),
 }
 
@@ -77,10 +79,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def explain_disk_errors(folder: Path) -> Iterator[None]:
+def explain_disk_errors(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     """Turns the OSError of a full or otherwise unusable disk into a RagJaxError.
 
-    The message names `folder` if the OSError has no path.
+    The message names `folder` if the OSError has no path, and `flag`, by which the command line
+    names it.
     """
     try:
         yield
@@ -88,7 +91,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         path = error.filename2 or error.filename or folder
-        advice = _DISK_ERRORS[error.errno]
+        advice = _DISK_ERRORS[error.errno].format(flag=flag)
         raise RagJaxError(f"cannot write {path}: {error.strerror.lower()}; {advice}") from error
 
 

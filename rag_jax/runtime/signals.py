@@ -23,20 +23,26 @@ from typing import Any
 from rag_jax.runtime.errors import Preempted
 from rag_jax.runtime.terminal import write_text
 
+PATIENCE = 1.5  # seconds from a signal to the end of a command that compiles and saves nothing
 _REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
-_STATUSES = {KeyboardInterrupt: 130, Preempted: 0}
 _noted: list[type[BaseException]] = []
 _line, _working = "interrupted", False
+_statuses: dict[type[BaseException], int] = {}
 _dealt_with = 0  # number of times that a signal was dealt with
 
 
-def start(line: str) -> None:
+def start(line: str, *, resumes: bool = True) -> None:
     """Installs the handlers of a command. Until `begin_work` they end the process with a line.
 
     A signal that the process ignores stays ignored.
+
+    Args:
+        resumes: whether the same command continues, so that SIGTERM is no failure: status 0. Else
+            its status is 143, as a shell reports SIGTERM.
     """
     global _line, _working
     _line, _working = line, False
+    _statuses.update({KeyboardInterrupt: 130, Preempted: 0 if resumes else 143})
     _noted.clear()
     _install(_handle)
     sys.unraisablehook = _leave_out_lost
@@ -64,7 +70,7 @@ def end(reason: type[BaseException], line: str) -> int:
     # A handler of our own would be taken down before the interpreter has ended; this one is not.
     _install(signal.SIG_IGN)
     write_text(line, sys.stderr)
-    return _STATUSES[reason]
+    return _statuses[reason]
 
 
 @contextlib.contextmanager
@@ -171,4 +177,4 @@ def _leave(reason: type[BaseException]) -> None:
     # Not `print`, in the middle of which the signal may have come.
     with contextlib.suppress(OSError):
         os.write(2, f"{_line}\n".encode())
-    os._exit(_STATUSES[reason])
+    os._exit(_statuses[reason])

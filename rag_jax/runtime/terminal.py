@@ -4,12 +4,14 @@ Passages, titles, file names and settings come from others. A control sequence i
 hide what was printed, rename the window or put text on the command line.
 """
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import IO
 
-from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.errors import OutputError
 
 # Controls but for tab and line feed, C1 controls, marks that change the direction of writing, line
 # and paragraph separators, and halves of surrogate pairs, which no encoding has.
@@ -50,17 +52,28 @@ def write_text(text: str, file: IO[str] | None = None, *, end: str = "\n") -> No
     """Writes lines to standard output, or to another file, with control characters shown.
 
     Raises:
-        RagJaxError: standard output is a file on a full disk, for instance.
+        OutputError, BrokenPipeError: as `explain_output`.
+    """
+    with explain_output(file):
+        print(show_controls(text), end=end, file=file or sys.stdout, flush=True)
+
+
+@contextlib.contextmanager
+def explain_output(file: IO[str] | None = None) -> Iterator[None]:
+    """Turns the OSError of writing to standard output, or to another file, into an OutputError.
+
+    Raises:
+        OutputError: standard output is a file on a full disk, for instance.
         BrokenPipeError: whoever reads the output has gone.
     """
     try:
-        print(show_controls(text), end=end, file=file or sys.stdout, flush=True)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        if file is None:
+        if file in (None, sys.stdout):
             discard_output()  # or Python tries again at the end
-        raise RagJaxError(f"the output cannot be written: {error.strerror}") from None
+        raise OutputError(f"the output cannot be written: {error.strerror}") from None
 
 
 def write_error(error: BaseException | str) -> None:

@@ -24,6 +24,7 @@ def is_loopback(host: str) -> bool:
     """Whether a host is this machine, as seen by this machine alone."""
     if host.lower() == "localhost":
         return True
+    host = host.removeprefix("[").removesuffix("]")  # as an address stands in a URL
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -40,8 +41,9 @@ def check_access(request: Request, token: str | None) -> None:
         if not is_loopback(_read_host(request)):
             raise RequestError(403, "the header Host names another machine")
         return
-    given = request.headers.get("authorization", "").encode("latin-1")
-    if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+    if scheme.lower() != "bearer" or not is_right:
         raise RequestError(401, f"the token is wrong: send the server's {VARIABLE} as API key")
 
 

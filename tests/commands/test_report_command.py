@@ -1,7 +1,9 @@
 """launch/report.py: what it writes where, and what it says of folders that are no finished runs."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import pytest
 from browser.made_run import list_questions, write_run
@@ -58,17 +60,29 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
         (["RUN", "--out="], "--out=: is blank"),
         (["RUN", "--out"], "--out=: is blank"),
         (["FOLDER/none"], "none: there is no such folder"),
+        (["RUN/report.html"], "report.html: is a file; name the work folder of a run"),
+        (["RUN", "--out=PIPE"], "pipe is a named pipe in the place of a file: name a file with --"),
         (["FOLDER/empty"], "empty: is no work folder of a run: it has neither report.json nor sta"),
         (["FOLDER"], "has no report; finish the comparison, or name the folder of one run"),
     ],
 )
 def test_a_mistake_on_the_command_line(run, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
-    places = {"RUN": str(run), "FOLDER": str(tmp_path)}
+    os.mkfifo(tmp_path / "pipe")
+    places = {"RUN": str(run), "FOLDER": str(tmp_path), "PIPE": str(tmp_path / "pipe")}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
     with pytest.raises(RagJaxError, match=message):
         report.main(arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_named_by_its_flag(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("rag_jax.evaluation.page.write_page", refuse)
+    with pytest.raises(RagJaxError, match="read-only file system; .* can be written with --out$"):
+        report.main([str(run), f"--out={tmp_path / 'x.html'}"])
 
 
 def test_a_run_without_an_evaluation_says_what_is_missing(tmp_path):

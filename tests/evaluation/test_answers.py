@@ -54,6 +54,7 @@ def test_exact_match():
     assert exact_match("the Paris.", ["London", "Paris"]) == 1
     assert exact_match("Paris, France", ["Paris"]) == 0
     assert exact_match("", ["Paris"]) == 0
+    assert exact_match("\u22125 \u00b0C", ["-5 \u00b0C"]) == exact_match("-5", ["\u22125"]) == 1
 
 
 def test_thoughts_are_not_graded():
@@ -236,6 +237,7 @@ SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
         ("B is a distractor; the answer is C", SEAS, "C"),
         ("Not B", SEAS, ""),
         ("The computed answer is 11.\n\nAnswer seems to be A.", SEAS, "A"),
+        ("Both A and B seem right, but B is more accurate.", SEAS, "B"),
         ("I considered (A), but it is incorrect. Final answer: D.", SEAS, "D"),
         ("The answer could be A.\nOption B is tempting.\n**Final Answer: C**", SEAS, "C"),
         ("ANSWER IS D. A is incorrect.", SEAS, "D"),

@@ -194,6 +194,11 @@ def test_a_run_refuses_what_no_tool_reads_alike(tmp_path):
     assert not path.exists()
 
 
+def test_a_run_with_a_mark_of_its_encoding(tmp_path):
+    (tmp_path / "run.trec").write_bytes(b"\xef\xbb\xbfq Q0 a 1 2.0 m\nq Q0 b 2 1.0 m\n")
+    assert read_run(tmp_path / "run.trec") == {"q": [("a", 2.0), ("b", 1.0)]}
+
+
 def test_a_report_that_differs_from_its_run_is_refused(tmp_path):
     path = tmp_path / "run.trec"
     questions = [Question("q 1", "?", (), {"b": 1}), Question("q2", "?", ("x",), {})]

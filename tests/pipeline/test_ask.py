@@ -1,9 +1,12 @@
 """What is written down of an answer, for a person and for a file, and the prompt for many."""
 
+import errno
 import io
 import json
+import os
 import re
 import sys
+from functools import partial
 
 import pytest
 
@@ -23,7 +26,7 @@ from rag_jax.pipeline.ask import (
 )
 from rag_jax.pipeline.citations import Citation
 from rag_jax.runtime import signals
-from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.errors import OutputError, RagJaxError
 
 SHOWN = [
     Facts("sources", [("", "model", ""), ("Self", "0.25", "chosen"), ("Wikipedia", "1", "")]),
@@ -256,6 +259,40 @@ def test_lines_in_json(monkeypatch, capsys, terminal):
     assert "\x7f" not in said.out
     assert all(list(own) == list(found[0]) for own in found)
     assert said.err == "error: the question is too long\\x7f\n1 blank line skipped\n"
+
+
+class Full(io.StringIO):
+    """Standard output on a disk that is full after so many characters."""
+
+    def __init__(self, room):
+        super().__init__()
+        self._room = room
+
+    def write(self, text):
+        self._room -= len(text)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+@pytest.mark.parametrize("room", [0, 5, 300])
+def test_answers_that_cannot_be_written_end_the_command(monkeypatch, is_json, room):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Where?\n" * 9))
+    monkeypatch.setattr(sys, "stdout", Full(room))
+    monkeypatch.setattr("rag_jax.runtime.terminal.discard_output", lambda: None)
+    asked = []
+
+    def ask(question):
+        asked.append(question)
+        yield Facts("read", [["1", "a"]])
+        yield Piece("answer", "There")
+        yield Outcome("There", [])
+
+    answer = partial(answer_in_json if is_json else answer_question, ask)
+    with pytest.raises(OutputError, match="the output cannot be written: No space left"):
+        command.converse(answer, is_json=is_json)
+    assert len(asked) < 5
 
 
 @pytest.mark.parametrize("end", ["", EOFError])

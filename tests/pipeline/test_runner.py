@@ -346,6 +346,24 @@ def test_two_processes_do_not_share_a_work_folder(tmp_path):
     assert not record["reused"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(RagJaxError, match="its file system has no locks .*choose .* with --workd"):
+        run_stages([Stage("a", lambda context: None)], tmp_path / "run")
+
+
+def test_a_file_that_may_not_grow_is_named(tmp_path):
+    def grow(context):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "a.jsonl")
+
+    with pytest.raises(RagJaxError, match="cannot write a.jsonl: file too large; raise the limit"):
+        run_stages([Stage("a", grow)], tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("layout", "shown"),
     [

@@ -36,7 +36,8 @@ PROGRAM = textwrap.dedent("""
 
     class Slow:
         def run(self):
-            return command.run(work, "", interrupted="stopped")
+            resumes = sys.argv[2] == "slow"
+            return command.run(work, "", interrupted="stopped", resumes=resumes)
 
     def find(name):
         wait("importing")
@@ -63,7 +64,7 @@ PROGRAM = textwrap.dedent("""
             wait("cleaning")
 
     main.importlib.import_module = find
-    sys.exit(main.run_module("slow"))
+    sys.exit(main.run_module(sys.argv[2]))
 """)
 
 
@@ -71,10 +72,10 @@ PROGRAM = textwrap.dedent("""
 def stop(tmp_path):
     """Sends signals when a command says that it is at a place; its status, and what it said."""
 
-    def stop(moment, *numbers):
+    def stop(moment, *numbers, name="slow"):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-c", PROGRAM, moment]
+        command = [sys.executable, "-c", PROGRAM, moment, name]
         with subprocess.Popen(
             command, env=environment, cwd=tmp_path, text=True, **pipes
         ) as process:
@@ -90,6 +91,12 @@ def stop(tmp_path):
         return process.returncode, said
 
     return stop
+
+
+@pytest.mark.parametrize("moment", ["importing", "working"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_cannot_continue_fails_when_it_is_stopped(stop, moment, number, status):
+    assert stop(moment, number, name="ask")[0] == status
 
 
 @pytest.mark.parametrize("moment", ["importing", "starting", "working", "cleaning"])

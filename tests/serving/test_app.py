@@ -340,8 +340,12 @@ def test_a_token(shouter):
             assert read_error(response)[0] == 401
             assert response.headers["WWW-Authenticate"] == "Bearer"
         assert read_error(post(address, make_chat("a")))[0] == 401
+        basic = post(address, make_chat("a"), Authorization=f"Basic {TOKEN}")
+        assert read_error(basic)[0] == 401
         # Others may call the machine as they like, and a wrong body is not read.
-        assert post(address, make_chat("a"), Host="x", Authorization=f"Bearer {TOKEN}").is_success
+        for scheme in ("Bearer", "bearer", "BEARER"):  # of any case (RFC 9110, 11.1)
+            headers = {"Host": "x", "Authorization": f"{scheme} {TOKEN}"}
+            assert post(address, make_chat("a"), **headers).is_success
         assert read_error(post(address, "{"))[0] == 401
         assert httpx.get(f"{address}/v1/models").status_code == 401
         assert httpx.get(f"{address}/health").is_success
