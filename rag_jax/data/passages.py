@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import IO, overload
 
 import numpy as np
 from jaxtyping import Int
 
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import list_lines, map_array, open_atomic, save_array, to_json
 from rag_jax.runtime.outside import parsing, require_file, show
 
@@ -50,8 +52,9 @@ class PassageFile(Sequence[Passage]):
     """Sequence of the passages in a file of `write_passages`, read from disk on access.
 
     Opening it raises a RagJaxError if a file is missing or the two do not belong together, and so
-    does a passage that is damaged when it is read. What is found in a pass through the whole file
-    is kept: a run asks for it whenever it opens an index.
+    does a passage that is damaged when it is read, or a file that was replaced by another since.
+    What is found in a pass through the whole file is kept: a run asks for it whenever it opens an
+    index.
     """
 
     def __init__(self, path: Path):
@@ -67,7 +70,7 @@ class PassageFile(Sequence[Passage]):
                 or (np.diff(offsets) < 1).any()
             ):
                 raise ValueError("its offsets do not divide the file")
-        self._offsets = offsets
+        self._offsets, self._written = offsets, _describe(path.stat())
         self._prefixed: dict[str, Int[np.ndarray, n]] = {}
 
     def __len__(self) -> int:
@@ -91,7 +94,7 @@ class PassageFile(Sequence[Passage]):
         return self._read(row, row + 1)[0]
 
     def __iter__(self) -> Iterator[Passage]:
-        with parsing(self._path), open(self._path, "rb") as file:
+        with parsing(self._path), self._open() as file:
             for line in list_lines(file):
                 yield _parse(line)
 
@@ -106,15 +109,27 @@ class PassageFile(Sequence[Passage]):
             self._prefixed[prefix] = _find_prefixed(self, prefix)
         return self._prefixed[prefix]
 
+    def _open(self) -> IO[bytes]:
+        file = open(self._path, "rb")  # noqa: SIM115 (for the caller, who closes it)
+        if _describe(os.fstat(file.fileno())) != self._written:
+            file.close()
+            raise RagJaxError(f"{self._path}: was replaced since it was opened; start again")
+        return file
+
     def _read(self, start: int, stop: int) -> list[Passage]:
         first, last = self._offsets[start], self._offsets[stop]
-        with parsing(self._path), open(self._path, "rb") as file:
+        with parsing(self._path), self._open() as file:
             file.seek(first)
             # Splitting bytes, unlike splitting text, breaks at line ends only.
             passages = [_parse(line) for line in file.read(last - first).splitlines()]
             if len(passages) != stop - start:
                 raise ValueError(f"rows {start} to {stop} hold {len(passages)} passages")
         return passages
+
+
+def _describe(found: os.stat_result) -> tuple[int, int]:
+    """What tells a file from another in its place. Some file systems number files anew."""
+    return found.st_size, found.st_mtime_ns
 
 
 def fingerprint_corpus(passages: Iterable[Passage]) -> str:

@@ -184,8 +184,9 @@ def merge(
     Without adapters, the result changes nothing: rank 0 from a bank, `{}` from a list.
 
     Args:
-        adapters: a list of adapters; or arrays `[..., k, in, r]`, the result of `select` with
-            indices `[..., k]`. The axes before `k` are kept: `[B, k]` gives `B` adapters.
+        adapters: a list of adapters, `[in, r]` or `[L, in, r]` of layers that are scanned; or
+            arrays `[..., k, in, r]`, the result of `select` with indices `[..., k]`. The axes
+            before `k` are kept: `[B, k]` gives `B` adapters.
         scale: scale of each adapter, see `compute_scale`.
         weights: weights of the adapters, by default 1.
 
@@ -199,12 +200,11 @@ def merge(
         if not _is_kernel(node):
             return {name: concatenate_ranks(node[name], (*path, name)) for name in node}
         a, b = node["a"], node["b"]
+        if isinstance(adapters, list | tuple):  # [k, ...] -> [..., k]
+            a, b = (jnp.moveaxis(x, 0, node["a"].ndim - 3) for x in (a, b))
         batch = a.shape[:-2]  # [..., k]
         if not batch or b.shape[: len(batch)] != batch:
-            raise ValueError(
-                f"{_join(path)}: a single adapter cannot be merged; pass a list of adapters or "
-                "adapters selected from a bank"
-            )
+            raise ValueError(f"{_join(path)}: a single adapter cannot be merged; pass several")
         w = jnp.asarray(1.0 if weights is None else weights)
         if w.ndim > len(batch) or w.shape != batch[len(batch) - w.ndim :]:
             raise ValueError(f"weights of shape {w.shape} for adapters {batch}")

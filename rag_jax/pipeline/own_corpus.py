@@ -133,5 +133,11 @@ def _open_index(folder: Path, encoder: str) -> tuple[Sequence[Passage], Float[np
             f"--corpus={folder}: is a work folder, but none that launch/build_index.py has finished"
         )
     passages = PassageFile(stages / "passages" / "passages.jsonl")
+    corpus = read_json(stages / "passages" / "corpus.json")
     index = Index.load(stages / "index" / "index", encoder=encoder)
+    if index.corpus != corpus:
+        raise RagJaxError(
+            f"--corpus={folder}: its index is of earlier passages, because it is being built again "
+            "or that was stopped; finish launch/build_index.py"
+        )
     return passages, index.embeddings

@@ -220,7 +220,7 @@ class Index:
         return score_rows(self.stored, queries, rows)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the index as a folder, atomically, and replaces an older index.
+        """Writes the index as a folder, whole or not at all, and replaces an older index.
 
         See `rag_jax.runtime.files.replace_folder`. No pickle is written.
 

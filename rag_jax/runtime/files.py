@@ -63,19 +63,41 @@ def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yields a hidden folder that replaces `folder` when the block ends without an error.
 
-    The old folder is removed. If the process dies between the two renames, the old folder is left
-    under a hidden name.
+    The old folder is removed. Between the two renames whoever opens the folder finds none; if the
+    process dies there, the old folder is left under a hidden name. Of two processes that replace
+    the folder at once, one is the last.
     """
-    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
+    temporary = _hide(folder)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(temporary, folder)
+        while not _exchange(temporary, folder):  # another process was faster
+            pass
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(made: Path, folder: Path) -> bool:
+    """Puts a folder in the place of another; False if meanwhile there is a third one."""
+    old = _hide(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, old)
+    try:
+        os.rename(made, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        with contextlib.suppress(OSError):
+            os.rename(old, folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def _hide(path: Path) -> Path:
+    """A hidden name beside a path that no other has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ _SAMPLE_PAIRS = (
         "The Eiffel Tower was built from 1887 to 1889, so it was finished in 1889.",
     ),
 )
-_MARK, _COLON = r"[\W\d]{0,200}", r"\s{0,20}\d{0,20}\s{0,20}[:.)]\s*"  # "**1.", " 1:"
+_MARK = r"[\W\d]{0,200}"  # "**1."
+_COLON = r"\s{0,20}\d{0,20}\s{0,20}\*{0,3}[:.)]\*{0,3}\s*"  # " 1:", ":**", "**:"
 # In lines that are neither blank nor begin or end with white space.
 _PAIR = re.compile(
     rf"^{_MARK}question{_COLON}(?P<question>\S.*)\n"
@@ -78,11 +79,24 @@ def parse_pairs(text: str, passage: Passage, *, full: bool) -> list[Pair]:
     source = f"{passage.title}: {passage.text}"
     lines = "\n".join(filter(None, map(str.strip, text.split("\n"))))
     for found in _PAIR.finditer(lines):
-        pair = Pair(found["question"], found["answer"].rstrip("."), found["full"] or "")
+        question, answer, answered = map(_unmark, found.group("question", "answer", "full"))
+        pair = Pair(question, _unquote(_unmark(answer.rstrip("."))), answered)
         usable = match(source, [pair.answer]) and not match(pair.question, [pair.answer])
         if usable and (not full or match(pair.full_answer, [pair.answer])):
             pairs.setdefault(normalize_answer(pair.question), pair if full else Pair(*pair[:2]))
     return list(pairs.values())
+
+
+def _unmark(text: str | None) -> str:
+    """A text without the marks of Markdown at its ends; "" for None."""
+    return (text or "").strip("*` ")
+
+
+def _unquote(text: str) -> str:
+    """A text without the quotation marks around the whole of it."""
+    pairs = ('""', "\u201c\u201d", "''", "\u2018\u2019")
+    is_quoted = len(text) > 2 and any(text[0] == a and text[-1] == b for a, b in pairs)
+    return text[1:-1] if is_quoted else text
 
 
 def ask_for_pairs(

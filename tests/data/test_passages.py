@@ -1,6 +1,7 @@
 """Passages on disk are those that were written, and never all in memory."""
 
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -59,6 +60,20 @@ def test_nothing_is_read_ahead(tmp_path):
     assert next(passages) == Passage("1", "", "One.")
     with pytest.raises(RagJaxError, match="a.jsonl:2: has no 'text'"):
         next(passages)
+
+
+def test_a_file_that_was_replaced_is_not_read_by_its_old_places(tmp_path):
+    """Of equal length, so that every old place is a line of the new file too."""
+    path = tmp_path / "passages.jsonl"
+    found = write_passages(path, [Passage(id, "", f"text {id}") for id in "abc"])
+    assert found[1].id == "b"
+    os.utime(path, ns=(0, 0))
+    found = PassageFile(path)
+    again = write_passages(path, [Passage(id, "", f"text {id}") for id in "cba"])
+    for read in (lambda: found[0], lambda: found[:2], lambda: list(found)):
+        with pytest.raises(RagJaxError, match="passages.jsonl: was replaced since it was opened"):
+            read()
+    assert [passage.id for passage in again] == ["c", "b", "a"]
 
 
 def test_a_pass_through_a_file_is_made_once(tmp_path, monkeypatch):

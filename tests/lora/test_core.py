@@ -289,6 +289,30 @@ def test_a_list_merges_as_rows_of_a_bank_do():
     assert_close(lora.fold(PARAMS, merged, scale=1.0), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_adapters_of_scanned_layers_merge_layer_by_layer(count):
+    """Three layers in one kernel `[L, in, out]`, whose `L` is no number of adapters."""
+    layers, rng = 3, np.random.default_rng(0)
+    params = {"ffn": {"kernel": jnp.asarray(rng.normal(size=(layers, 6, 4)), jnp.float32)}}
+
+    def make(seed):
+        keys = jax.random.split(jax.random.key(seed), layers)
+        own = jax.vmap(lambda key, layer: lora.init(key, layer, targets=ALL, rank=2))(keys, params)
+        return randomise(own, seed)
+
+    adapters, weights = [make(seed) for seed in range(count)], np.arange(1.0, count + 1)
+    fold = jax.vmap(lambda layer, own: lora.fold(layer, own, scale=1.0))
+    wanted = np.asarray(params["ffn"]["kernel"], np.float64)
+    for own, weight in zip(adapters, weights, strict=True):
+        a, b = (np.asarray(own["ffn"]["kernel"][side], np.float64) for side in "ab")
+        wanted = wanted + 4.0 * weight * a @ b
+    merged = lora.merge(adapters, scale=4.0, weights=weights)
+    np.testing.assert_allclose(fold(params, merged)["ffn"]["kernel"], wanted, atol=1e-4)
+    bank = lora.stack(adapters)
+    by_layer = jax.vmap(lambda own: lora.merge(own, scale=4.0, weights=weights), in_axes=1)
+    assert_close(by_layer(bank), merged)
+
+
 def test_no_adapter_changes_nothing():
     assert lora.merge([], scale=16.0) == {}
     empty = lora.merge(lora.select(make_bank(2), jnp.zeros((0,), jnp.int32)), scale=16.0)

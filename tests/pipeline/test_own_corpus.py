@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 
-from rag_jax.data.passages import Passage, write_passages
+from rag_jax.data.passages import Passage, fingerprint_corpus, write_passages
 from rag_jax.pipeline import own_corpus
 from rag_jax.pipeline.own_corpus import embed_texts, keep_measured, read_corpus
 from rag_jax.retrieval import Index
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import write_json
 
 MADE_BY = {"encoder": "abc", "max_length": 8}
 TEXTS = ["a", "b", ("c", "d")]
@@ -70,17 +71,26 @@ def test_the_index_of_build_index_is_read_and_not_embedded(tmp_path):
     folder, encode = tmp_path / "built", Encoder()
     passages = [Passage(id, "", f"Text {id}.") for id in "abc"]
     embeddings = encode(passages, lambda done, total: None)
-    (folder / "stages" / "passages").mkdir(parents=True)
-    write_passages(folder / "stages" / "passages" / "passages.jsonl", passages)
+    (place := folder / "stages" / "passages").mkdir(parents=True)
+
+    def write(passages):
+        write_passages(place / "passages.jsonl", passages)
+        write_json(place / "corpus.json", fingerprint_corpus(passages))
+
+    write(passages)
     with pytest.raises(RagJaxError, match="--corpus=.*built: is a work folder, but none"):
         read_corpus(folder, encode, words=9, **MADE_BY)
-    index = Index.build(embeddings, backend="exact", encoder="abc", ids=list("abc"))
+    named = {"encoder": "abc", "ids": list("abc"), "corpus": fingerprint_corpus(passages)}
+    index = Index.build(embeddings, backend="exact", **named)
     index.save(folder / "stages" / "index" / "index")
     found, rows = read_corpus(folder, encode, words=9, **MADE_BY)
     assert list(found) == passages and encode.calls == 1
     np.testing.assert_array_equal(rows, index.embeddings)
     with pytest.raises(RagJaxError, match="encoder"):
         read_corpus(folder, encode, words=9, **(MADE_BY | {"encoder": "other"}))
+    write(passages[::-1])  # as while the index is built again
+    with pytest.raises(RagJaxError, match="--corpus=.*: its index is of earlier passages.*finish"):
+        read_corpus(folder, encode, words=9, **MADE_BY)
 
 
 def test_a_file_of_passages(tmp_path):

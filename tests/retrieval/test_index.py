@@ -1,9 +1,12 @@
 """Searching, saving and loading an index, and everything that can be wrong with either."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import jax
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from rag_jax.data.passages import Passage
 from rag_jax.retrieval import Index, exact, fingerprint_corpus, scann_index
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import replace_folder
 from rag_jax.runtime.manifest import hash_file
 
 HAS_SCANN = True
@@ -237,6 +241,38 @@ def test_failed_save_keeps_the_older_index(tmp_path, monkeypatch):
         index_exactly(make_vectors(30, 4)).save(tmp_path / "index")
     assert saved_files(tmp_path) == ["index"]
     assert Index.load(tmp_path / "index", encoder="e").size == 20
+
+
+def test_two_that_save_at_once_leave_one_whole_index(tmp_path):
+    """And no copy of the other's, whichever is last."""
+    indices = [index_exactly(make_vectors(size, 4)) for size in (20, 30)]
+
+    def save(index):
+        for _ in range(40):
+            index.save(tmp_path / "index")
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(save, index) for index in indices]:
+            done.result()
+    assert saved_files(tmp_path) == ["index"]
+    assert Index.load(tmp_path / "index", encoder="e").size in (20, 30)
+
+
+def test_an_index_that_cannot_take_the_others_place_leaves_it_there(tmp_path, monkeypatch):
+    index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
+    rename = os.rename
+
+    def refuse(source, target):
+        if target == tmp_path / "index" and not (source / "kept").exists():
+            raise OSError(errno.EACCES, "not here")
+        rename(source, target)
+
+    (tmp_path / "index" / "kept").touch()
+    monkeypatch.setattr("rag_jax.runtime.files.os.rename", refuse)
+    with pytest.raises(OSError, match="not here"), replace_folder(tmp_path / "index"):
+        pass
+    assert saved_files(tmp_path) == ["index"]
+    assert (tmp_path / "index" / "kept").exists()
 
 
 def build_with_nan(row):

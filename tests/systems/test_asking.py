@@ -33,6 +33,27 @@ def test_parsed_pairs_have_their_answers_in_the_passage():
         assert parse_pairs(nothing, ANDORRA, full=False) == []
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("**Question 1:** {}", "**Answer:** {}"),
+        ("**Question**: {}", "**Answer**: {}"),
+        ("**1. Question: {}**", "**Answer: {}**"),
+        ("### Question 1: {}", "- Answer: *{}*."),
+        ("Question: *{}*", "Answer: `{}`"),
+        ("Question: {}", 'Answer: "{}".'),
+        ("Question: {}", "Answer: \u201c{}\u201d"),
+    ],
+)
+def test_marks_of_markdown_are_no_part_of_a_pair(question, answer):
+    asked = "Which language is spoken?"
+    text = f"{question.format(asked)}\n{answer.format('Catalan')}\n"
+    assert parse_pairs(text, ANDORRA, full=False) == [Pair(asked, "Catalan")]
+    full = f"{text}**Full answer:** *Catalan is spoken in Andorra.*\n"
+    sentence = "Catalan is spoken in Andorra."
+    assert parse_pairs(full, ANDORRA, full=True) == [Pair(asked, "Catalan", sentence)]
+
+
 def test_full_answers_contain_their_answers():
     text = (
         "1. Question: What do people pay with?\nAnswer: the euro\n"

@@ -15,7 +15,7 @@ from typing import Any
 
 from rag_jax.data.formats.files import open_data
 from rag_jax.data.formats.lines import BadLineError
-from rag_jax.data.formats.page_text import enclose_texts
+from rag_jax.data.formats.page_text import enclose_texts, part_blocks
 from rag_jax.data.formats.pdf_text import list_pages
 from rag_jax.data.formats.word_text import (
     drop_dangling,
@@ -229,7 +229,8 @@ def _strip_tags(text: str) -> str:
         return ""
     for element in tree.iter("script", "style"):
         element.text = None
-    return _squeeze(" ".join(tree.itertext()))
+    part_blocks(tree)
+    return _squeeze(tree.text_content())
 
 
 def _find_title(levels: list[tuple[int, str]]) -> str:

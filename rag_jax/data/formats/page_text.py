@@ -47,3 +47,11 @@ def enclose_texts(tree: Any) -> None:
         caption.tag = "p"
         if (figure := caption.getparent()).tag == "figure":  # which is left out whole
             figure.addnext(caption)
+
+
+def part_blocks(tree: Any) -> None:
+    """Puts blanks around every element of lxml's tree that does not stand within a line."""
+    for element in tree.iter():
+        if element.tag not in _INLINE:
+            element.text = f" {element.text or ''}"
+            element.tail = f" {element.tail or ''}"

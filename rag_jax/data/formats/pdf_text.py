@@ -5,7 +5,7 @@ import unicodedata
 from typing import Any
 
 # Words at the end of a line that go on in the next, and what follows a hyphen that stays.
-_DIVIDED = re.compile(r"(?<!\w)(\w*[^\W\d_])-[ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
+_DIVIDED = re.compile(r"(?<!\w)(\w*[^\W\d_])[-\u2010][ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
 _AFTER_HYPHEN = {"and", "or", "to", "und", "oder", "bis"}  # short- and long-term
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 # The names of glyphs, in place of characters, and the categories that no text has many of: control
@@ -46,7 +46,12 @@ def join_words(pages: list[str]) -> list[str]:
         is_hyphened = hyphened.lower() in known and whole.lower() not in known
         return hyphened if is_hyphened or not second[0].islower() else whole
 
-    return [_DIVIDED.sub(join, page) for page in pages]
+    def join_all(page: str) -> str:
+        while (joined := _DIVIDED.sub(join, page)) != page:  # again for words of three lines
+            page = joined
+        return page
+
+    return [*map(join_all, pages)]
 
 
 def _is_garbled(text: str) -> bool:

@@ -15,6 +15,7 @@ from rag_jax.data.formats import document_files as kinds
 from rag_jax.data.formats.document_files import Document, Paragraph, parse_markdown, read_document
 from rag_jax.data.formats.documents import Place, cut_document, find_place
 from rag_jax.data.formats.lines import BadLineError
+from rag_jax.data.formats.pdf_text import join_words
 from rag_jax.data.words import count_words
 from rag_jax.runtime.errors import RagJaxError
 
@@ -134,6 +135,8 @@ def test_rules_in_a_markdown_text_are_not_cut():
         ("before <script>x(1 < 2)</script>after", "before after"),
         ("before <STYLE>p {}</STYLE> after `<script>` a </script>", "before after <script> a"),
         ("the tag <script> is old", "the tag is old"),
+        ("<p>H<sub>2</sub>O, the <b>N</b>ew<br>Ark<p>s</div>", "H2O, the New Ark s"),
+        ("<table><tr><td>a</td><td>b</td></tr></table>", "a b"),
         ("<div>one<script>x()</script>two<style>p {}</style> three</div>", "one two three"),
         ("<script>\nx()\n\ny()\n</script>\n\nWords.", "Words."),
     ],
@@ -357,6 +360,9 @@ def test_words_that_are_divided_at_the_ends_of_lines(tmp_path):
         "It is in Strasbourg, a well-known town, on short- and long-term loans of Jean-Paul, in "
         "1990- 1995, a well-known finance man."
     )
+    assert join_words(["com\u2010\npany, inter-\nnatio-\nnal; -\n-\nx-\n"]) == [
+        "company, international; -\n-\nx-\n"
+    ]
     (tmp_path / "b.txt").write_text("A trans\u00adformer, and re\u00ad\nplaced.\n", "utf-8")
     (paragraph,) = read_document(tmp_path / "b.txt").paragraphs
     assert paragraph.text == "A transformer, and replaced."
