@@ -84,15 +84,15 @@ def _exchange(made: Path, folder: Path) -> bool:
         os.rename(folder, old)
     try:
         os.rename(made, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        with contextlib.suppress(OSError):
-            os.rename(old, folder)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-    return True
+        is_done = True
+    except BaseException as error:  # Ctrl-C too: the old folder comes back
+        if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):
+            with contextlib.suppress(OSError):
+                os.rename(old, folder)
+            raise
+        is_done = False
+    shutil.rmtree(old, ignore_errors=True)
+    return is_done
 
 
 def _hide(path: Path) -> Path:

@@ -258,18 +258,19 @@ def test_two_that_save_at_once_leave_one_whole_index(tmp_path):
     assert Index.load(tmp_path / "index", encoder="e").size in (20, 30)
 
 
-def test_an_index_that_cannot_take_the_others_place_leaves_it_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), KeyboardInterrupt("no")])
+def test_an_index_that_cannot_take_the_others_place_leaves_it_there(tmp_path, monkeypatch, error):
     index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
     rename = os.rename
 
     def refuse(source, target):
         if target == tmp_path / "index" and not (source / "kept").exists():
-            raise OSError(errno.EACCES, "not here")
+            raise error
         rename(source, target)
 
     (tmp_path / "index" / "kept").touch()
     monkeypatch.setattr("rag_jax.runtime.files.os.rename", refuse)
-    with pytest.raises(OSError, match="not here"), replace_folder(tmp_path / "index"):
+    with pytest.raises(type(error), match="no"), replace_folder(tmp_path / "index"):
         pass
     assert saved_files(tmp_path) == ["index"]
     assert (tmp_path / "index" / "kept").exists()
