@@ -211,7 +211,7 @@ def test_padding_as_llama_2_has_it():
     """ggml-org/llama.cpp#7057: the unknown token; others have -1, for none."""
     padded = Tokenizer.from_gguf(make_pieces(**{"tokenizer.ggml.padding_token_id": 3}))
     assert padded.pad_id == 3 and padded.encode("the é") == GEMMA.encode("the é")
-    for none in (2**32 - 1, -1):
+    for none in (2**32 - 1, -1, 10**6):
         metadata = make_pieces(**{"tokenizer.ggml.padding_token_id": none})
         assert Tokenizer.from_gguf(metadata).pad_id is None
 

@@ -277,7 +277,7 @@ def test_gguf_tokens_that_are_not_marked_as_control(tmp_path):
     assert len(tokens) - 2 not in tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("name", ["padding", "bos", "eos", "eot"])
+@pytest.mark.parametrize("name", ["unknown", "bos", "eos", "eot"])
 @pytest.mark.parametrize("i", [-1, 10**6])
 def test_gguf_names_no_token_beyond_its_own(name, i):
     metadata = make_metadata(**{f"tokenizer.ggml.{name}_token_id": i})

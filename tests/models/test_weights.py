@@ -538,6 +538,8 @@ def test_bart_forced_tokens_come_from_where_transformers_reads_them(bart):
     assert read() == (0, 2)
     path = bart / "generation_config.json"
     path.write_text('{"forced_eos_token_id": [2]}')
+    assert read() == (None, 2)
+    path.write_text('{"forced_eos_token_id": [2, 3]}')
     with pytest.raises(RagJaxError, match=r"generation_config.json: forced_eos_token_id must be"):
         read()
     path.write_text("{}")
