@@ -18,8 +18,8 @@ _ENDS = {
     *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>"),
     *("<end_of_turn>", "<EOT>"),
 }
-# Those that begin one. Some files have these and the ones above as words (unslothai/unsloth#5070).
-_STARTS = {"<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>"}
+# And those that begin one. Some files have them as words (unslothai/unsloth#5070).
+_TURNS = _ENDS | {"<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>"}
 _BLANK = "\u2581"
 _LONGEST_PIECE = 256  # characters of a SentencePiece token; its own limit is 16 unless raised
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -63,9 +63,7 @@ def read_gguf(
     typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
     # What is named, by the metadata or by us, is a control token whatever its type.
     named = {i for name, i in ids.items() if name != "unknown"}
-    is_control = [
-        k == _CONTROL or i in named or t in _STARTS | _ENDS for i, (t, k) in enumerate(typed)
-    ]
+    is_control = [k == _CONTROL or i in named or t in _TURNS for i, (t, k) in enumerate(typed)]
     core.add_special_tokens(make_special_tokens(itertools.compress(tokens, is_control)))
     core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     bos = names["bos"]

@@ -10,6 +10,8 @@ from pathlib import Path
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import is_there, require_file
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 
 def make_workdir(workdir: Path, flag: str) -> None:
     """Makes a work folder; raises a RagJaxError where none can be, or an OSError.
@@ -39,8 +41,7 @@ def hold_lock(path: Path, flag: str) -> Iterator[None]:
         require_file(path, "remove it")
     with open(path, "a+") as file:
         try:
-            with _explain_no_locks(path, flag):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -48,20 +49,13 @@ def hold_lock(path: Path, flag: str) -> Iterator[None]:
                 f"{path.parent}: in use by another run (process {owner}); wait for it or choose "
                 f"another folder with {flag}"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise RagJaxError(
+                f"{path.parent}: its file system has no locks ({error.strerror.lower()}): mount it "
+                f"with them, or choose another folder with {flag}"
+            ) from None
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield
-
-
-@contextlib.contextmanager
-def _explain_no_locks(path: Path, flag: str) -> Iterator[None]:
-    """Turns the OSError of a file system without locks into a RagJaxError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        raise RagJaxError(
-            f"{path.parent}: its file system has no locks ({error.strerror.lower()}): mount it "
-            f"with them, or choose another folder with {flag}"
-        ) from None

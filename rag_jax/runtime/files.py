@@ -22,11 +22,10 @@ from rag_jax.runtime.outside import LARGEST_JSON, is_there, parsing, require_fil
 _LONGEST_LINE = 1 << 27  # bytes or characters
 # Advice for the errors that a user can fix. Any other OSError is a bug in the code.
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
-_CHOOSE = "choose a folder that can be written with {flag}"
 _DISK_ERRORS = {
     **dict.fromkeys(_FULL, "free some space, then run the same command again"),
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), then run the same command again",
-    **dict.fromkeys(_READ_ONLY, _CHOOSE),
+    **dict.fromkeys(_READ_ONLY, "choose a folder that can be written with {flag}"),
     **dict.fromkeys(
         (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
         "choose a folder with {flag}",

@@ -22,7 +22,8 @@ from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
-BART = load(Path(__file__).parents[1] / "golden" / "bart")
+GOLDEN = Path(__file__).parents[1] / "golden" / "bart"
+BART = load(GOLDEN)
 MODEL, PARAMS, CONFIG = BART.model, BART.params, BART.config
 APPLY = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs))
 APPEND = jax.jit(partial(append, MODEL), static_argnames="return_layer")
@@ -180,11 +181,16 @@ def test_adapters_beside_biased_kernels():
     assert np.abs(unfused - APPLY(PARAMS, *inputs)).max() > 1e-2
 
 
+def write_config(folder, *left_out, **changes):
+    """The golden model's config, changed."""
+    fields = json.loads((GOLDEN / "config.json").read_text())
+    fields = {name: value for name, value in fields.items() if name not in left_out} | changes
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
 def test_the_token_that_an_output_starts_with(tmp_path):
     """As in transformers, `generation_config.json` has it where the file is there."""
-    golden = Path(__file__).parents[1] / "golden" / "bart"
-    fields = json.loads((golden / "config.json").read_text()) | {"decoder_start_token_id": 3}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    write_config(tmp_path, decoder_start_token_id=3)
     cases = (None, 3), ({}, 3), ({"decoder_start_token_id": 5}, 5), ({"bos_token_id": 6}, 6)
     for generation, start in cases:
         if generation is not None:
@@ -204,30 +210,22 @@ def test_the_token_that_an_output_starts_with(tmp_path):
     ],
 )
 def test_how_older_files_say_what_an_output_starts_with(fields, starts, tmp_path):
-    golden = Path(__file__).parents[1] / "golden" / "bart"
-    found = json.loads((golden / "config.json").read_text())
-    for name in ("decoder_start_token_id", "forced_bos_token_id"):
-        found.pop(name, None)
-    (tmp_path / "config.json").write_text(json.dumps(found | fields))
+    write_config(tmp_path, "decoder_start_token_id", "forced_bos_token_id", **fields)
     config = read_config(tmp_path / "config.json")
     assert config.start_ids == starts
-    assert config.eos_id == (6 if "eos_token_id" in fields else found["eos_token_id"])
+    golden = read_config(GOLDEN / "config.json")
+    assert config.eos_id == (6 if "eos_token_id" in fields else golden.eos_id)
 
 
 def test_several_ids_where_one_is_forced_are_refused(tmp_path):
-    golden = Path(__file__).parents[1] / "golden" / "bart"
-    fields = json.loads((golden / "config.json").read_text()) | {"forced_eos_token_id": [2, 3]}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    write_config(tmp_path, forced_eos_token_id=[2, 3])
     with pytest.raises(RagJaxError, match="forced_eos_token_id must be a token id below"):
         read_config(tmp_path / "config.json")
 
 
 def test_a_head_for_classes_is_refused(tmp_path):
-    golden = Path(__file__).parents[1] / "golden" / "bart"
-    folder = shutil.copytree(golden, tmp_path / "bart")
-    fields = json.loads((folder / "config.json").read_text())
-    fields["architectures"] = ["BartForSequenceClassification"]
-    (folder / "config.json").write_text(json.dumps(fields))
+    folder = shutil.copytree(GOLDEN, tmp_path / "bart")
+    write_config(folder, architectures=["BartForSequenceClassification"])
     for read in (load, load_reranker):
         with pytest.raises(RagJaxError, match="a BART with a head for classes is not supported"):
             read(folder)

@@ -91,5 +91,7 @@ def build_trie(format: Format, passages: Sequence[Passage]) -> Trie:
     """
     # As arrays, of 4 bytes a token.
     sequences = [np.asarray(format.encode_sequence(passage), np.int32) for passage in passages]
-    titles = [len(format.cut_title(format.encode_title(passage.title))) for passage in passages]
-    return Trie.from_sequences(sequences, end_id=format.tokenizer.eos_id, least=titles)
+    titles = {passage.title for passage in passages}
+    ends = {title: len(format.cut_title(format.encode_title(title))) for title in titles}
+    least = [ends[passage.title] for passage in passages]
+    return Trie.from_sequences(sequences, end_id=format.tokenizer.eos_id, least=least)
