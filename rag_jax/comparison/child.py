@@ -22,18 +22,18 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: the system, its work folder, and the number of the open file in which the
-            process says `DONE`, or what ended it. Its settings come as a line of standard input,
-            which stays open for as long as the comparison lives.
+            process says `DONE`, or what ended it. Its settings, and whether they may overwrite a
+            finished run, come as a line of standard input, which stays open for as long as the
+            comparison lives.
     """
     system, folder, number = arguments
-    settings = json.loads(sys.stdin.readline())
+    settings, overwrite = json.loads(sys.stdin.readline())
     watch()
     with open(int(number), "w", encoding="utf-8") as outcome:
         try:
             command.keep_programs()
-            # The comparison has looked at what may be overwritten, and asks for no verdicts.
             run = open_room(system, "pipeline").run
-            run(settings, Path(folder), overwrite=True, verdicts=False)
+            run(settings, Path(folder), overwrite=overwrite, verdicts=False)
         except Exception as error:
             kind = "" if type(error).__module__.startswith("rag_jax.") else type(error).__name__
             text = " ".join(str(error).split())

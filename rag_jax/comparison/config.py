@@ -148,7 +148,7 @@ def list_changes(before: Mapping[str, Any], config: CompareConfig) -> Iterator[s
     """
     old, new = (dict(_list_leaves(values)) for values in (before, to_plain(config)))
     for path in old:
-        free = path in ("systems", "reference", "track") or path not in new
+        free = path in ("systems", "reference", "track", "data.path") or path not in new
         if not free and old[path] != new[path]:
             yield f"config.{path}: {old[path]} -> {new[path]}"
 

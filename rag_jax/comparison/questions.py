@@ -46,11 +46,17 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         Whether they were there.
 
     Raises:
-        RagJaxError: the data cannot be read, or there is no question to ask.
+        RagJaxError: the folder is somebody's own, the data cannot be read, or there is no question
+            to ask.
     """
     if is_prepared(folder, described):
         log(f"data: kept ({folder})")
         return True
+    if folder.exists() and not (folder / _RECORD).exists():
+        raise RagJaxError(
+            f"{folder}: was not made by this command, which would write passages and questions "
+            "there; give the comparison another folder with --workdir"
+        )
     with replace_folder(folder) as new:
         keep = partial(write_passages, new / _SCRATCH)
         collection = _leave_out_missing(read_collection(config.data, config.world, keep=keep))

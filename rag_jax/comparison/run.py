@@ -1,11 +1,10 @@
 """A comparison from an empty folder to the report: data, the systems' runs, one table."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.comparison.config import CompareConfig, list_changes, to_plain
+from rag_jax.comparison.config import SYSTEMS, CompareConfig, list_changes, to_plain
 from rag_jax.comparison.grade import COLUMNS, grade_rows, list_frontier, summarize, weigh_row
 from rag_jax.comparison.questions import (
     count_passages,
@@ -21,10 +20,11 @@ from rag_jax.evaluation.compare import Record
 from rag_jax.evaluation.figures import Costs, Figure
 from rag_jax.evaluation.pairs import compare_rows
 from rag_jax.evaluation.report import write_report
+from rag_jax.pipeline.protect import mark_report
 from rag_jax.pipeline.workdir import hold_lock, make_workdir
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import explain_disk_errors, read_json
+from rag_jax.runtime.files import explain_disk_errors, read_json, remove_left
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.track import check_tracker
@@ -37,8 +37,9 @@ _FRONTIERS = {
     "seconds": ("seconds_median", "seconds a question, median"),
     "bytes": ("bytes_a_document", "bytes a document"),
 }
-# Runs a system with its settings in a folder; gives what ended it early, or None.
-Run = Callable[[str, Any, Path], str | None]
+# Runs a system with its settings in a folder, and says by keyword whether it may `overwrite` a
+# finished run of others; gives what ended it early, or None.
+Run = Callable[..., str | None]
 
 
 def compare(
@@ -50,27 +51,28 @@ def compare(
     the report of all of them. A system that fails is a row that says why, and the others go on.
 
     Args:
-        overwrite: whether a finished comparison of other data or settings may be overwritten.
+        overwrite: whether a finished comparison of other data or settings may be overwritten, and
+            a system's finished run.
 
     Raises:
         RagJaxError: before anything is made, if the reference is no row, the data has no question
-            to ask, the tracker is not installed, or a finished comparison would be overwritten; at
-            the end, if a system failed.
+            to ask, the tracker is not installed, or a finished comparison or a folder `data` of
+            somebody's own would be overwritten; at the end, if a system failed.
     """
     check_tracker(config)
     reference = find_reference(config)
     described = describe_data(config)
     with explain_disk_errors(workdir):
-        if not overwrite:
-            check_finished(config, workdir, described)
+        changes = check_finished(config, workdir, described, overwrite=overwrite)
         signals.begin_work()
         make_workdir(workdir, "--workdir")
         with hold_lock(workdir / ".lock", "--workdir"):
             data = workdir / DATA
-            for left in workdir.glob(f".{DATA}.*"):  # by a process that was killed
-                shutil.rmtree(left)
+            remove_left(data)
+            if changes:
+                mark_report(workdir)
             prepare_data(config, data, described)
-            failed = run_all(config, workdir, run)
+            failed = run_all(config, workdir, run, overwrite=overwrite)
             questions = read_questions(data, config.evaluate_on)
             graded = _grade_all(config, workdir, questions, failed)
             report = _report(config, workdir, graded, failed, reference)
@@ -102,39 +104,48 @@ def find_reference(config: CompareConfig) -> str:
     return config.reference or rows[0]
 
 
-def check_finished(config: CompareConfig, workdir: Path, described: Mapping[str, Any]) -> None:
-    """Raises a RagJaxError if a finished comparison would be overwritten.
+def check_finished(
+    config: CompareConfig, workdir: Path, described: Mapping[str, Any], *, overwrite: bool
+) -> bool:
+    """Whether a finished comparison will be made again with other data or settings.
 
     Systems may be added or left out, and the reference may be another.
+
+    Raises:
+        RagJaxError: it will be, without `overwrite`; or its report is damaged.
     """
     if not (workdir / REPORT).exists():
-        return
+        return False
     with parsing(workdir / REPORT):
         report = read_json(workdir / REPORT)
         if report["system"] != config.system:
             change = f"system: {report['system']} -> {config.system}"
         else:
-            # A system that failed has nothing to lose.
-            free = tuple(f"config.{system}." for system in report["analysis"]["failed"])
+            # A system that never ran, or failed, has nothing to lose.
+            unfinished = (name for name in SYSTEMS if not (workdir / name / REPORT).exists())
+            free = tuple(f"config.{name}." for name in unfinished)
             changes = list_changes(report["config"], config)
             change = next((change for change in changes if not change.startswith(free)), "")
     if not change and not is_prepared(workdir / DATA, dict(described)):
         change = "the files of the data, or which questions have to be chosen"
-    if change:
+    if change and not overwrite:
         raise RagJaxError(
             f"{workdir}: holds a finished run that this command would overwrite ({change}): give "
             "the new run a folder of its own with --workdir, or overwrite it with --overwrite"
         )
+    return change != ""
 
 
-def run_all(config: CompareConfig, workdir: Path, run: Run) -> dict[str, str]:
+def run_all(
+    config: CompareConfig, workdir: Path, run: Run, *, overwrite: bool
+) -> dict[str, str]:
     """Runs every system in a folder of its own; returns what ended those that failed."""
     failed = {}
     for number, system in enumerate(config.systems, start=1):
         log(f"system {number} of {len(config.systems)}: {system}, in {workdir / system}")
         settings = config.settings(system, workdir / DATA)
         share_embeddings(workdir, system)
-        if error := run(system, settings, workdir / system):
+        if error := run(system, settings, workdir / system, overwrite=overwrite):
             log(f"system {system} failed: {error}")
             failed[system] = error
     return failed

@@ -12,13 +12,14 @@ from rag_jax.comparison.child import DONE
 from rag_jax.runtime.files import to_json
 
 
-def run_system(system: str, settings: Any, folder: Path) -> str | None:
+def run_system(system: str, settings: Any, folder: Path, *, overwrite: bool) -> str | None:
     """Runs a system in a work folder; what an earlier run made there is kept.
 
     A signal that ends this process is passed on, once, so that the run saves what it has.
 
     Args:
         settings: the system's whole settings.
+        overwrite: whether a finished run of other settings may be overwritten.
 
     Returns:
         What ended the run early, as one line; None if the run has finished.
@@ -31,7 +32,7 @@ def run_system(system: str, settings: Any, folder: Path) -> str | None:
     said = ""
     try:
         with open(read, encoding="utf-8") as outcome, contextlib.suppress(BrokenPipeError):
-            child.stdin.write(f"{to_json(settings)}\n".encode())
+            child.stdin.write(f"{to_json([settings, overwrite])}\n".encode())
             child.stdin.flush()
             said = outcome.read()
         status = child.wait()

@@ -1,6 +1,6 @@
 """The training curves of a run, from the logs of its stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,23 @@ _POINTS = 400  # of a curve, more than a chart has pixels to show
 _LOGS = (f"stages/[!.]*/{LOG}", f"[!.]*/stages/[!.]*/{LOG}")
 
 
-def read_curves(folder: Path) -> dict[str, dict[str, Any]]:
-    """The curves of every training stage of a work folder.
+def name_stage(place: Path, folder: Path) -> str:
+    """The name that a report of a work folder has for the stage in a place.
+
+    A stage of a comparison has its system before its name.
+    """
+    return " ".join(part for part in place.relative_to(folder).parts if part != "stages")
+
+
+def read_curves(folder: Path, stages: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The curves of the training stages of a work folder.
+
+    Args:
+        stages: of the report. Others are of earlier settings.
 
     Returns:
         For each stage `every`, the number of steps that a point is the mean of, and `metrics`: by
-        name the points (step, value), steps without the metric left out. A stage of a comparison
-        has its system before its name.
+        name the points (step, value), steps without the metric left out.
 
     Raises:
         RagJaxError: a log has a line that is none, which is named.
@@ -29,9 +39,8 @@ def read_curves(folder: Path) -> dict[str, dict[str, Any]]:
     curves = {}
     for pattern in _LOGS:
         for path in sorted(folder.glob(pattern)):
-            parts = path.relative_to(folder).parts[:-1]
-            name = " ".join(part for part in parts if part != "stages")
-            curves[name] = thin_out(_read_log(path))
+            if (name := name_stage(path.parent, folder)) in stages:
+                curves[name] = thin_out(_read_log(path))
     return {name: curve for name, curve in curves.items() if curve["metrics"]}
 
 

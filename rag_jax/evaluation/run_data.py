@@ -5,13 +5,13 @@ Columns of equal length, not a record a question, keep a page of thousands of qu
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.questions import PASSAGES, QUESTIONS, Collection, Question, load_collection
 from rag_jax.evaluation.answers import popularity_thirds
-from rag_jax.evaluation.curves import read_curves
+from rag_jax.evaluation.curves import name_stage, read_curves
 from rag_jax.evaluation.run_passages import ROOM, PassageShelf, list_items
 from rag_jax.evaluation.tables import list_tables
 from rag_jax.runtime.errors import RagJaxError
@@ -131,7 +131,8 @@ def collect_run(
     """
     report = json.loads(to_json(report))
     folder = Path(folder)
-    collection = _open_collection(folder)
+    stages = {stage["name"] for stage in report["stages"]}
+    collection = _open_collection(folder, stages)
     asked = _list_questions(predictions, collection)
     shelf, texts = PassageShelf(), _Texts()
     methods = {
@@ -151,7 +152,7 @@ def collect_run(
         "note": report.get("under_change", ""),
         "tables": list_tables(report),
         "environment": report["environment"],
-        "curves": read_curves(folder),
+        "curves": read_curves(folder, stages),
         "sources": [source["name"] for source in settings.get("sources", ())],
         "questions": questions,
         "methods": methods,
@@ -179,10 +180,12 @@ class _Texts:
         return self.places.setdefault(self.cut(text, kind), len(self.places))
 
 
-def _open_collection(folder: Path) -> Collection | None:
-    """The passages and questions of a run; None if the work folder has none."""
+def _open_collection(folder: Path, stages: Set[str]) -> Collection | None:
+    """The passages and questions of a run with some stages; None if the work folder has none."""
     for pattern in _CORPORA:
         for place in sorted(folder.glob(pattern)):
+            if name_stage(place, folder) not in stages:  # a comparison's without this system
+                continue
             if (place / PASSAGES).exists() and (place / QUESTIONS).exists():
                 return load_collection(place)
     return None

@@ -10,7 +10,7 @@ def join_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The data of one page over several runs, of `collect_run` each.
 
     A question is the same in two runs if its text and its id are. Of the others, questions with the
-    same text are the same, and then questions with the same id and the same answers.
+    same text are the same. An id alone says nothing: many datasets count their questions.
 
     Returns:
         `questions`: the columns of all questions, each once, in the order of the first run that
@@ -37,7 +37,7 @@ def join_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _match(known: Mapping[str, Sequence[Any]], asked: Mapping[str, Sequence[Any]]) -> list[Any]:
     """The place of each question among those that are known; None for a new one."""
-    keys = (("id", "question"), ("question",), ("id", "answers"))
+    keys = (("id", "question"), ("question",))
     places: list[int | None] = [None] * len(asked["id"])
     taken: set[int] = set()
     for names in keys:

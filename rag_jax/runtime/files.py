@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import string
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -97,6 +98,18 @@ def _exchange(made: Path, folder: Path) -> bool:
 def _hide(path: Path) -> Path:
     """A hidden name beside a path that no other has."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def remove_left(folder: Path) -> None:
+    """Removes what processes that were killed in `replace_folder` have left beside a folder.
+
+    No other process may be replacing the folder.
+    """
+    before = f".{folder.name}."
+    for path in folder.parent.iterdir():
+        name = path.name.removeprefix(before)
+        if path.name.startswith(before) and len(name) == 32 and not {*name} - {*string.hexdigits}:
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

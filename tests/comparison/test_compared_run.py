@@ -39,10 +39,11 @@ class Runs:
     """Runs that write what a system's run leaves, and note in which order they were called."""
 
     def __init__(self):
-        self.called, self.ends = [], {}
+        self.called, self.overwrites, self.ends = [], [], {}
 
-    def __call__(self, system, settings, folder):
+    def __call__(self, system, settings, folder, *, overwrite):
         self.called.append(system)
+        self.overwrites.append(overwrite)
         end = self.ends.get(system)
         if isinstance(end, type):
             raise end
@@ -147,7 +148,7 @@ def test_a_run_whose_predictions_are_damaged_is_a_row(config, runs, tmp_path):
     compare(config, workdir, run=runs)
     (workdir / "srrag" / "predictions" / "retrieve.jsonl").write_text("{")
     with pytest.raises(RagJaxError, match=r"1 of 2 systems failed \(srrag\)"):
-        compare(config, workdir, run=lambda *_: None)
+        compare(config, workdir, run=lambda *_, **__: None)
     report = read_json(workdir / "report.json")
     assert "retrieve.jsonl" in report["methods"]["srrag"]["error"]
 
@@ -160,12 +161,15 @@ def test_an_interrupted_comparison_goes_on(config, runs, tmp_path, end):
         compare(config, workdir, run=runs)
     assert not (workdir / "report.json").exists() and (workdir / "prag" / "report.json").exists()
     made = (workdir / "data" / "passages.jsonl").stat().st_mtime_ns
-    (workdir / ".data.0a").mkdir()  # as a killed process leaves it
+    left = workdir / f".data.{'0a' * 16}"
+    left.mkdir()  # as a killed process leaves it
+    own = workdir / ".data.old"
+    own.mkdir()
     runs.ends.clear()
     compare(config, workdir, run=runs)
     assert runs.called == ["prag", "srrag"] * 2
     assert (workdir / "data" / "passages.jsonl").stat().st_mtime_ns == made
-    assert not (workdir / ".data.0a").exists()
+    assert own.exists() and not left.exists()
 
 
 def test_a_finished_comparison_is_not_overwritten_by_another(config, runs, tmp_path):
@@ -190,6 +194,57 @@ def test_a_finished_comparison_is_not_overwritten_by_another(config, runs, tmp_p
     (workdir / "report.json").write_text('{"system": "rag"}')
     with pytest.raises(RagJaxError, match="system: rag -> compare"):
         compare(more, workdir, run=runs)
+
+
+def test_runs_are_told_whether_they_may_overwrite_what_is_finished(config, runs, tmp_path):
+    workdir = tmp_path / "run"
+    compare(config, workdir, run=runs)
+    compare(replace(config, seed=1), workdir, overwrite=True, run=runs)
+    assert runs.overwrites == [False] * 2 + [True] * 2
+    runs.ends["prag"] = "in use by another run"  # a finished run, which stays one
+    with pytest.raises(RagJaxError, match=r"1 of 2 systems failed \(prag\)"):
+        compare(replace(config, seed=1), workdir, run=runs)
+    mended = replace(config, seed=1, prag=replace(config.prag, ask="in_context"))
+    with pytest.raises(RagJaxError, match=r"would overwrite \(config\.prag\.ask: "):
+        compare(mended, workdir, run=runs)
+
+
+def test_a_system_that_never_ran_may_have_any_settings(config, runs, tmp_path):
+    workdir = tmp_path / "run"
+    compare(replace(config, systems=("srrag",)), workdir, run=runs)
+    more = replace(config, prag=replace(config.prag, ask="in_context"))
+    assert compare(more, workdir, run=runs)["methods"].keys() >= {"prag.direct", "srrag.direct"}
+
+
+def test_the_data_may_be_moved(config, runs, tmp_path):
+    workdir = tmp_path / "run"
+    compare(config, workdir, run=runs)
+    Path(config.data.path).rename(tmp_path / "moved")
+    moved = replace(config, data=DataConfig(path=str(tmp_path / "moved")))
+    compare(moved, workdir, run=runs)
+    assert len(runs.called) == 4
+
+
+def test_an_interrupted_change_is_said_in_the_report(config, runs, tmp_path):
+    workdir = tmp_path / "run"
+    compare(config, workdir, run=runs)
+    runs.ends["srrag"] = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, workdir, run=runs)
+    assert "under_change" not in read_json(workdir / "report.json")
+    with pytest.raises(KeyboardInterrupt):
+        compare(replace(config, seed=1), workdir, overwrite=True, run=runs)
+    assert "is of the run as it was before" in read_json(workdir / "report.json")["under_change"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_somebodys_own_is_not_replaced(config, runs, tmp_path, overwrite):
+    own = tmp_path / "run" / "data"
+    own.mkdir(parents=True)
+    (own / "notes.txt").write_text("mine")
+    with pytest.raises(RagJaxError, match=r"data: was not made by this command, .* --workdir"):
+        compare(config, tmp_path / "run", overwrite=overwrite, run=runs)
+    assert (own / "notes.txt").read_text() == "mine" and runs.called == []
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from rag_jax.comparison import runs
 
 STUB = """
     #!{python}
-    import os, signal, sys, time
-    do = sys.stdin.readline().strip()
+    import json, os, signal, sys, time
+    do, _ = json.loads(sys.stdin.readline())
     folder, outcome = sys.argv[-2], os.fdopen(int(sys.argv[-1]), "w")
 
     def stop(number, frame):
@@ -26,17 +26,17 @@ STUB = """
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    if do == '"done"':
+    if do == "done":
         outcome.write("done")
-    elif do == '"fails"':
+    elif do == "fails":
         outcome.write("config.x: wrong")
         outcome.flush()
         os._exit(1)
-    elif do == '"dies"':
+    elif do == "dies":
         os._exit(3)
-    elif do == '"crashes"':
+    elif do == "crashes":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif do == '"killed"':
+    elif do == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     else:
         open(os.path.join(folder, "ready"), "w").close()
@@ -65,20 +65,28 @@ def child(monkeypatch, tmp_path):
     ],
 )
 def test_the_end_of_a_run(child, tmp_path, does, error):
-    assert runs.run_system("rag", does, tmp_path) == error
+    assert runs.run_system("rag", does, tmp_path, overwrite=False) == error
 
 
 def test_a_run_that_never_began(monkeypatch, tmp_path):
     monkeypatch.setattr(runs.sys, "executable", "/bin/false")
     settings = "x" * (1 << 20)  # more than a pipe holds
-    assert runs.run_system("rag", settings, tmp_path).startswith("ended early with status 1")
+    said = runs.run_system("rag", settings, tmp_path, overwrite=False)
+    assert said.startswith("ended early with status 1")
 
 
 def test_a_system_whose_settings_are_wrong(tmp_path):
     """The real process: the error is told in one line, and nothing is made."""
-    said = runs.run_system("rag", {"passages": 0}, tmp_path / "rag")
+    said = runs.run_system("rag", {"passages": 0}, tmp_path / "rag", overwrite=False)
     assert said == "config.passages=0: must be at least 1"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_of_others_is_kept(tmp_path):
+    (tmp_path / "report.json").write_text('{"system": "prag"}')
+    said = runs.run_system("rag", {}, tmp_path, overwrite=False)
+    assert "holds a finished run that this command would overwrite (system: prag -> rag" in said
+    assert not (tmp_path / "stages").exists()
 
 
 def test_a_run_does_not_outlive_the_comparison():
@@ -99,7 +107,7 @@ def test_an_interrupted_comparison_has_its_run_save_once(child, tmp_path, monkey
     try:
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            runs.run_system("rag", "waits", tmp_path)
+            runs.run_system("rag", "waits", tmp_path, overwrite=False)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").read_text() == "saved "

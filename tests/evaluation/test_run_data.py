@@ -12,6 +12,11 @@ from rag_jax.evaluation.run_data import collect_run, read_predictions, read_run
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json, write_jsonl
 
+def describe_stage(name):
+    numbers = {"seconds": 1.0, "compile_seconds": 0.5, "peak_bytes": 9, "reused": False}
+    return {"name": name, **numbers}
+
+
 REPORT = {
     "system": "rag",
     "config": {"sources": [{"name": "Self"}, {"name": "Wiki"}]},
@@ -22,7 +27,7 @@ REPORT = {
     "scores": {"accuracy": "correct"},
     "figures": {},
     "tables": {},
-    "stages": [],
+    "stages": [describe_stage("corpus")],
     "environment": {"cpus": 2},
 }
 
@@ -117,13 +122,16 @@ def test_a_comparison_has_its_systems_corpus_and_curves(tmp_path):
     (tmp_path / "prag" / "stages" / "encode").mkdir(parents=True)
     log = tmp_path / "prag" / "stages" / "encode" / "log.jsonl"
     write_jsonl(log, [{"step": 0, "loss": 2.5}, {"step": 1, "loss": None}])
+    write_corpus(tmp_path / "dpr" / "stages" / "corpus", {"7": "of earlier data"})  # left out now
+    write_jsonl(tmp_path / "dpr" / "stages" / "corpus" / "log.jsonl", [{"step": 0, "loss": 1.0}])
     lines = [json.dumps(row) for row in make_rows(passages=["7"])]
-    run = read_run(write_run(tmp_path, lines))
+    stages = [describe_stage(name) for name in ("rag corpus", "prag encode")]
+    run = read_run(write_run(tmp_path, lines, stages=stages))
     assert run["passages"] == [["7", "t7", "seven"]]
     assert run["curves"] == {"prag encode": {"every": 1, "metrics": {"loss": [(0, 2.5)]}}}
     log.write_text('{"step": 0, "loss": 1}\n{"step": "x"}\n')
     with pytest.raises(RagJaxError, match=r"log.jsonl:2: must be an object of numbers"):
-        read_curves(tmp_path)
+        read_curves(tmp_path, ["prag encode"])
 
 
 @pytest.mark.parametrize(

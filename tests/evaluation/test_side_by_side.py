@@ -22,17 +22,18 @@ def test_questions_are_matched_by_text_and_id():
         "b",
         ("3", "Who?", "z"),  # by both, though another question has this text too
         ("9", "Where?", "x"),  # by the text
-        ("4", "And why?", "w"),  # by the id and the answers
+        ("4", "And why?", "w"),  # another question with the id and the answers of one
         ("2", "When?", "v"),  # another question with the id of one
         ("8", "Who?", "y"),  # by the text that is left
     )
     page = join_runs([first, second])
-    assert [run["rows"] for run in page["runs"]] == [[0, 1, 2, 3], [2, 0, 3, 4, 1]]
-    assert page["questions"]["question"] == ["Where?", "Who?", "Who?", "Why?", "When?"]
+    assert [run["rows"] for run in page["runs"]] == [[0, 1, 2, 3], [2, 0, 4, 5, 1]]
+    assert page["questions"]["question"] == ["Where?", "Who?", "Who?", "Why?", "And why?", "When?"]
     assert page["runs"][1]["relevant"] == [[0], [1], [2], [3], [4]]
     assert page["matching"] == [
-        "The runs ask different questions: 4 of 5 are in all.",
-        "1 are in b alone.",
+        "The runs ask different questions: 3 of 6 are in all.",
+        "1 are in a alone.",
+        "2 are in b alone.",
     ]
 
 

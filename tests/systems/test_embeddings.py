@@ -67,6 +67,13 @@ def test_others_are_made(encoded, other):
     assert encoded.count == 10
 
 
+def test_a_run_that_was_taken_out_of_its_comparison(encoded, tmp_path):
+    (tmp_path / "embeddings").symlink_to(tmp_path / "gone" / "embeddings")
+    encoded.embed("index")
+    encoded.embed("search")
+    assert encoded.count == 5 and not (tmp_path / "embeddings").is_symlink()
+
+
 def test_damaged_ones_are_made_anew(encoded, tmp_path, capsys):
     first = np.array(encoded.embed("index"))
     (kept,) = (tmp_path / "embeddings").iterdir()
