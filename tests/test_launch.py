@@ -198,16 +198,17 @@ def test_a_mistake_in_an_evaluation(monkeypatch, arguments, message):
 
 @pytest.mark.filterwarnings("ignore:the load_module")
 @pytest.mark.parametrize(
-    ("arguments", "workdir", "out"),
+    ("data", "arguments", "workdir", "out"),
     [
-        ([], "runs/dpr", "runs/dpr-x"),
-        (["--workdir=w", "--split=dev"], "w", "w-x"),
-        (["--workdir=."], ".", f"{ROOT}-x"),
-        (["--untrained"], None, "runs/dpr-untrained-x"),
-        (["--untrained", "--out=o", "--overwrite"], None, "o"),
+        ("a/x", [], "runs/dpr", "runs/dpr-x"),
+        ("a/x", ["--workdir=w", "--split=dev"], "w", "w-x-dev"),
+        ("a/x:b/y", ["--workdir=w"], "w", "w-x-y"),
+        ("a/x", ["--workdir=."], ".", f"{ROOT}-x"),
+        ("a/x", ["--untrained"], None, "runs/dpr-untrained-x"),
+        ("a/x", ["--untrained", "--out=o", "--overwrite"], None, "o"),
     ],
 )
-def test_where_an_evaluation_goes(monkeypatch, arguments, workdir, out):
+def test_where_an_evaluation_goes(monkeypatch, data, arguments, workdir, out):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(evaluate.command, "keep_programs", lambda: None)
     called = []
@@ -215,11 +216,11 @@ def test_where_an_evaluation_goes(monkeypatch, arguments, workdir, out):
         pipeline, "evaluate_on", lambda *given, **more: called.append((given, more))
     )
     read = ["--format=jsonl", "--config.data.bad_lines=2", "--config.data.passage_words=50"]
-    evaluate.main(["--config=configs/dpr.py", "--data=a/x", *read, *arguments])
+    evaluate.main(["--config=configs/dpr.py", f"--data={data}", *read, *arguments])
     ((given, more),) = called
     assert given[1:] == (
         workdir and Path(workdir),
-        DataConfig(path="a/x", format="jsonl", bad_lines=2, passage_words=50),
+        DataConfig(path=data, format="jsonl", bad_lines=2, passage_words=50),
         "dev" if "--split=dev" in arguments else "test",
         Path(out),
     )

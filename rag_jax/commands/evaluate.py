@@ -10,9 +10,9 @@ depends on the passages, such as an index, a trie or the adapters of documents, 
 Questions and passages are read as --config.data.path would read them, with the run's bad_lines,
 passage_words and seed of config.data; --format stands for its format. report.json, report.html and
 predictions are written into the folder --out or, without the flag, next to the work folder, with
-the dataset's name after the folder's own. The same command again continues there, and makes anew
-what was built on a stage that has been trained again since. Results on other data, or of other
-settings, are overwritten only with --overwrite.
+the dataset's name after the folder's own, and "dev" if the split is. The same command again
+continues there, and makes anew what was built on a stage that has been trained again since. Results
+on other data, of another model or of other settings, are overwritten only with --overwrite.
 
 --untrained evaluates the models as loaded, before any training, in place of a work folder. Rows
 that need training are left out. Results go to runs/<config>-untrained-<dataset>, or to --out.
@@ -21,6 +21,7 @@ that need training are left out. Results go to runs/<config>-untrained-<dataset>
 questions.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError(f"--split={split}: must be test or dev")
     entries = _read_entries(options, system)
     workdir = command.find_workdir(arguments, options)
-    name = data.resolve().name
+    parts = [Path(part).resolve().name for part in str(data).split(os.pathsep)]
+    name = "-".join([*parts, *([split] if split == "dev" else [])])
     if options["untrained"]:
         if options["workdir"]:
             raise RagJaxError("--untrained: takes no work folder; leave --workdir out")

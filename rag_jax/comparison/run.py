@@ -136,9 +136,7 @@ def check_finished(
     return change != ""
 
 
-def run_all(
-    config: CompareConfig, workdir: Path, run: Run, *, overwrite: bool
-) -> dict[str, str]:
+def run_all(config: CompareConfig, workdir: Path, run: Run, *, overwrite: bool) -> dict[str, str]:
     """Runs every system in a folder of its own; returns what ended those that failed."""
     failed = {}
     for number, system in enumerate(config.systems, start=1):

@@ -53,8 +53,7 @@ def _match(known: Mapping[str, Sequence[Any]], asked: Mapping[str, Sequence[Any]
 
 
 def _read(columns: Mapping[str, Sequence[Any]], names: Sequence[str], row: int) -> tuple[Any, ...]:
-    values = (columns[name][row] for name in names)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    return tuple(columns[name][row] for name in names)
 
 
 def _label(runs: Sequence[Mapping[str, Any]]) -> list[str]:

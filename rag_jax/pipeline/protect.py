@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,41 +48,108 @@ def check_finished(
     before = _find_system(workdir)
     if before is None or before == system == INDEX:
         return False
-    needed = {need for stage in stages for need in stage.needs}
-    made = {**given}
     differs = "" not in (before, system) and before != system
     changes = [f"system: {before} -> {system}"] * differs
-    pending = differs
-    for stage in stages:
-        wanted = records.describe(stage, made)
-        change = _compare(workdir / "stages" / stage.name, wanted)
-        pending |= change != "" or _is_outdated(workdir / "stages" / stage.name, given)
-        if change and stage.name in needed and not stage.evaluates:
-            changes.append(f"stage {stage.name}: {change}")
-        made[stage.name] = wanted | {"run": ""}
+    compared = _compare_all(stages, workdir, given)
+    changes += _list_changes(compared, among=_find_needed(stages))
+    pending = differs or any(
+        change != "" or _is_outdated(workdir / "stages" / stage.name, given)
+        for stage, change in compared
+    )
     if changes and not overwrite:
-        others = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         or_else = ", or overwrite the finished run with --overwrite" * (system != INDEX)
         kind = "index" if before == INDEX else "run"
         raise RagJaxError(
-            f"{workdir}: holds a finished {kind} that this command would overwrite ({changes[0]}"
-            f"{others}): give the new run a folder of its own, {flag}={_find_free(workdir)}"
-            f"{or_else}"
+            f"{workdir}: holds a finished {kind} that this command would overwrite "
+            f"({_sum_up(changes)}): give the new run a folder of its own, "
+            f"{flag}={_find_free(workdir)}{or_else}"
         )
     return pending
+
+
+def check_results(
+    stages: Sequence[Stage],
+    folder: Path,
+    *,
+    given: Mapping[str, Record],
+    model: str,
+    config: Any,
+) -> None:
+    """Refuses to overwrite the finished evaluation of another model or of other settings.
+
+    Of an evaluation every stage counts, unlike of a run: `check_finished`. A given stage that was
+    made again with the same settings is no change.
+
+    Args:
+        model: as a report names it.
+        config: settings, of which the seed counts.
+
+    Raises:
+        RagJaxError: naming what differs, and a folder that is free.
+    """
+    if not (folder / REPORT).exists():
+        return
+    with parsing(folder / REPORT):
+        report = read_json(folder / REPORT)
+        before = {"model": report["model"], "seed": report["config"]["seed"]}
+        names = [stage["name"] for stage in report["stages"]]
+    after = {"model": model, "seed": config.seed}
+    other = [name for name in after if before[name] != after[name]]
+    changes = [f"{name}: {before[name]} -> {after[name]}" for name in other]
+    changes += _list_changes(_compare_all(stages, folder, given))
+    left_out = [name for name in names if name not in {stage.name for stage in stages}]
+    changes += [f"stage {name}: left out" for name in left_out]
+    if changes:
+        raise RagJaxError(
+            f"{folder}: holds finished results that this command would overwrite "
+            f"({_sum_up(changes)}): give the new ones a folder of their own, "
+            f"--out={_find_free(folder)}, or overwrite them with --overwrite"
+        )
+
+
+def check_same(stages: Sequence[Stage], workdir: Path, system: str) -> None:
+    """Raises a RagJaxError if a work folder has the run of another system or of other settings."""
+    before = _read_named(workdir / "config.json") or system
+    changes = [f"system: {before} -> {system}"] * (before != system)
+    compared = _compare_all(stages, workdir, {})
+    changes += _list_changes(compared, among=_find_needed(stages))
+    if changes:
+        raise RagJaxError(
+            f"{workdir}: was made with other settings ({_sum_up(changes)}): give those that the "
+            "run was made with"
+        )
+
+
+def _find_needed(stages: Sequence[Stage]) -> set[str]:
+    """The stages that others need, but for those that evaluate."""
+    needed = {need for stage in stages for need in stage.needs}
+    return needed - {stage.name for stage in stages if stage.evaluates}
+
+
+def _list_changes(
+    compared: Iterable[tuple[Stage, str | None]], *, among: Collection[str] | None = None
+) -> list[str]:
+    """What differs of stages that a folder has, of all or `among` some."""
+    return [
+        f"stage {stage.name}: {change}"
+        for stage, change in compared
+        if change and (among is None or stage.name in among)
+    ]
+
+
+def _sum_up(changes: Sequence[str]) -> str:
+    """The first change, and how many others there are."""
+    return changes[0] + (f", and {len(changes) - 1} more" if len(changes) > 1 else "")
 
 
 def list_pending(
     stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record] = MappingProxyType({})
 ) -> list[Stage]:
     """The stages that will be made, as far as their records tell."""
-    made, pending = {**given}, {}
-    for stage in stages:
-        wanted = records.describe(stage, made)
-        changed = _compare(workdir / "stages" / stage.name, wanted) != ""
-        if changed or pending.keys() & {*stage.needs}:
+    pending: dict[str, Stage] = {}
+    for stage, change in _compare_all(stages, workdir, given):
+        if change != "" or pending.keys() & {*stage.needs}:
             pending[stage.name] = stage
-        made[stage.name] = wanted | {"run": ""}
     return [*pending.values()]
 
 
@@ -105,6 +172,18 @@ def _read_named(path: Path) -> str:
     with contextlib.suppress(RagJaxError), parsing(path):
         return read_system(read_json(path))
     return ""
+
+
+def _compare_all(
+    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record]
+) -> list[tuple[Stage, str | None]]:
+    """Every stage with what differs in its record; see `_compare`."""
+    made, compared = {**given}, []
+    for stage in stages:
+        wanted = records.describe(stage, made)
+        compared.append((stage, _compare(workdir / "stages" / stage.name, wanted)))
+        made[stage.name] = wanted | {"run": ""}
+    return compared
 
 
 def _compare(place: Path, wanted: Record) -> str | None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from rag_jax.config import DataConfig, build
 from rag_jax.pipeline.finished import NOTHING, find_finished, list_evaluation
+from rag_jax.pipeline.protect import check_results, check_same
 from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.errors import RagJaxError
@@ -55,11 +56,12 @@ def make_evaluation(
             workdir: the finished run's folder; None for the models as loaded, before any training.
             split: of its questions: "test" or "dev".
             out: the folder for the results; the same call again continues there.
-            overwrite: as for `run_session`.
+            overwrite: whether results of another model or of other settings may be overwritten.
 
         Raises:
-            RagJaxError: as `find_finished` and `run_session`; `out` is in the finished run's
-                folder, or has trained stages of its own.
+            RagJaxError: as `find_finished`, `check_results` and `run_session`; `out` is in the
+                finished run's folder, or has trained stages of its own; nothing is trained, and
+                the run is of another system or of other settings.
         """
         own = build(settings, config)
         check_tracker(own)
@@ -75,11 +77,15 @@ def make_evaluation(
         names = [stage.name for stage in stages if stage.name in trained]
         given = NOTHING
         if workdir:
-            given = find_finished(list_stages(session_type(own)), workdir, names)
+            finished = list_stages(session_type(own))
+            given = find_finished(finished, workdir, names)
             if not names:
+                check_same(finished, workdir, own.system)
                 log(f"{workdir}: with these settings nothing is trained that could be taken over")
         stages = list_evaluation(stages, trained, given=workdir is not None)
         report = describe_report(changed, trained=workdir is not None)
+        if not overwrite:
+            check_results(stages, out, given=given.records, model=report.model, config=changed)
         options = {"given": given, "overwrite": overwrite, "flag": "--out"}
         return run_session(session, stages, out, report, **options)
 

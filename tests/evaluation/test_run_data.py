@@ -12,6 +12,7 @@ from rag_jax.evaluation.run_data import collect_run, read_predictions, read_run
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json, write_jsonl
 
+
 def describe_stage(name):
     numbers = {"seconds": 1.0, "compile_seconds": 0.5, "peak_bytes": 9, "reused": False}
     return {"name": name, **numbers}

@@ -1,11 +1,14 @@
 """A finished run is never destroyed: by other settings, by a failure, or by being stopped."""
 
+import contextlib
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from rag_jax.pipeline import records
+from rag_jax.pipeline.protect import check_results, check_same
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.errors import RagJaxError
@@ -94,6 +97,48 @@ def test_a_stage_that_evaluates_may_change(finished):
     stages[1] = replace(stages[1], evaluates=True)
     made = run_stages(stages, finished)
     assert [stage["reused"] for stage in made] == [True, False, False]
+
+
+RESULTS = {"model": "tiny", "config": {"seed": 0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "other", "said"),
+    [
+        ({}, {}, ""),
+        ({"evaluate": 1}, {}, r"stage evaluate: settings changed \(x: 0 -> 1\)"),
+        ({"corpus": 1, "evaluate": 1}, {}, "stage corpus: .*, and 1 more"),
+        ({"ablation": True}, {}, ""),  # a further row
+        ({}, {"model": "other"}, "model: tiny -> other"),
+        ({}, {"config": SimpleNamespace(seed=1)}, "seed: 0 -> 1"),
+    ],
+)
+def test_results_of_others_are_not_overwritten(finished, changes, other, said):
+    names = [{"name": stage.name} for stage in list_stages()]
+    write_json(finished / "report.json", {**RESULTS, "stages": names})
+    this = {"model": "tiny", "config": SimpleNamespace(seed=0), "given": {}, **other}
+    expected = pytest.raises(RagJaxError, match=said) if said else contextlib.nullcontext()
+    with expected as caught:
+        check_results(list_stages(**changes), finished, **this)
+    assert not said or f"--out={finished}-2" in str(caught.value)
+    check_results(list_stages(**changes), finished / "elsewhere", **this)
+
+
+def test_results_are_not_overwritten_by_fewer(finished):
+    made = [{"name": stage.name} for stage in list_stages(ablation=True)]
+    write_json(finished / "report.json", {**RESULTS, "stages": made})
+    this = {"model": "tiny", "config": SimpleNamespace(seed=0), "given": {}}
+    with pytest.raises(RagJaxError, match=r"finished results .* \(stage train_other: left out\)"):
+        check_results(list_stages(), finished, **this)
+
+
+def test_a_run_of_the_same_settings(finished):
+    check_same(list_stages(evaluate=1), finished, "rag")  # what it evaluates with is free
+    with pytest.raises(RagJaxError, match=r"run: was made with other settings \(stage train: se"):
+        check_same(list_stages(train=1), finished, "rag")
+    write_json(finished / "config.json", {"system": "prag"})
+    with pytest.raises(RagJaxError, match=r"run: was made with other .* \(system: prag -> rag\)"):
+        check_same(list_stages(), finished, "rag")
 
 
 def test_the_proposed_folder_is_free(finished):

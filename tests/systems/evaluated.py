@@ -84,6 +84,10 @@ def check_evaluation(system, session_type, config, finished, tmp_path, *, traine
     assert read_answers(out / "predictions", methods) == evaluate_directly(*direct, methods)
     assert list_made(system.evaluate_on(config, workdir, data, "test", out)) == []
     assert take_stock(workdir) == before
+    results = take_stock(out)
+    with pytest.raises(RagJaxError, match=r"holds finished results .* \(model: .*, untrained"):
+        system.evaluate_on(config, None, data, "test", out)
+    assert take_stock(out) == results
 
     copy = shutil.copytree(workdir, tmp_path / "again")
     record = copy / "stages" / trained[-1] / "stage.json"

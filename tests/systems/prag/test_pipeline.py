@@ -24,7 +24,7 @@ from rag_jax.pipeline.ask import Facts
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.files import read_json, read_jsonl, write_json
 from rag_jax.systems import asking
 from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train
@@ -870,3 +870,16 @@ def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     assert loaded["model"].endswith("tiny-llama, untrained")
     record = read_json(tmp_path / "loaded" / "stages" / "encode" / "stage.json")
     assert record["settings"]["variant"]["start"] == "random"
+
+
+def test_only_a_run_of_the_same_settings_is_evaluated(finished, make_config, tmp_path):
+    """Though nothing is taken over from it, the results bear its name."""
+    data, workdir = write_world(tmp_path / "other", test=2), finished[0]
+    with pytest.raises(RagJaxError, match=r"other settings \(stage encode: .*learning_rate: "):
+        config = make_config(**{"encode.learning_rate": 0.5})
+        pipeline.evaluate_on(config, workdir, data, "test", tmp_path / "out")
+    another = shutil.copytree(workdir, tmp_path / "another")
+    write_json(another / "config.json", {"system": "rag"})
+    with pytest.raises(RagJaxError, match=r"other settings \(system: rag -> prag\)"):
+        pipeline.evaluate_on(make_config(), another, data, "test", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
