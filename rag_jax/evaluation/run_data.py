@@ -40,11 +40,17 @@ def read_run(folder: Path, *, room: int = ROOM) -> dict[str, Any]:
     """The data of the run whose report is in a work folder; see `collect_run`.
 
     Raises:
-        RagJaxError: the report is damaged, or was written by an earlier version; a file of
-            predictions is missing, or has a line that is no prediction, which is named.
+        RagJaxError: the report is damaged, was written by an earlier version, or is one over
+            several seeds; a file of predictions is missing, or has a line that is no prediction,
+            which is named.
     """
     path = folder / REPORT
     report = read_json(path)
+    if isinstance(report, dict) and "seeds" in report:
+        raise RagJaxError(
+            f"{path}: is of several seeds, and {folder / 'report.html'} shows it; name the work "
+            "folders of single seeds to put them beside other runs"
+        )
     if not isinstance(report, dict) or any(name not in report for name in ("methods", *_NEEDED)):
         raise RagJaxError(
             f"{path}: has not what a page shows, as one of an earlier version; run the command "

@@ -15,6 +15,7 @@ from rag_jax.runtime.files import open_atomic, read_json, write_json
 from rag_jax.runtime.outside import parsing
 
 REPORT, PAGE = "report.json", "report.html"
+SEEDS = "seeds"  # in a work folder, the runs of further seeds and the report over all of them
 INDEX = "index"  # what a work folder that holds an index alone has for a system
 _BODY = "<body>\n"
 
@@ -210,19 +211,25 @@ def _find_free(workdir: Path) -> Path:
 def mark_report(workdir: Path) -> None:
     """Says in both forms of the report, until it is written again, that the run is being changed.
 
+    So it does in the report over several seeds.
+
     Raises:
         RagJaxError: the report is damaged.
     """
-    if not (workdir / REPORT).exists():  # of an index
-        return
+    for folder in (workdir, workdir / SEEDS):
+        if (folder / REPORT).exists():  # an index has none
+            _mark(folder)
+
+
+def _mark(folder: Path) -> None:
     note = "The run is being changed: this report is of the run as it was before."
-    with parsing(workdir / REPORT):
-        report = dict(read_json(workdir / REPORT))
+    with parsing(folder / REPORT):
+        report = dict(read_json(folder / REPORT))
     if "under_change" in report:
         return
-    page = workdir / PAGE
+    page = folder / PAGE
     if page.exists():
         text = page.read_text("utf-8").replace(_BODY, f"{_BODY}<p><strong>{note}</strong></p>\n", 1)
         with open_atomic(page) as file:
             file.write(text)
-    write_json(workdir / REPORT, {"under_change": note, **report})
+    write_json(folder / REPORT, {"under_change": note, **report})

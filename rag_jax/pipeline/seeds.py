@@ -12,6 +12,7 @@ from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.run_data import collect_run
 from rag_jax.evaluation.run_passages import ROOM
 from rag_jax.evaluation.tables import format_tables, tabulate_methods
+from rag_jax.pipeline.protect import SEEDS
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_jsonl, write_json
@@ -55,7 +56,7 @@ def run_seeds(
     if (last := config.seed + count - 1) > LARGEST_SEED:
         raise RagJaxError(f"--seeds={count}: the last seed, {last}, is above {LARGEST_SEED}")
     workdir, seeds = Path(workdir), list(range(config.seed, config.seed + count))
-    folders = [workdir, *(workdir / "seeds" / str(seed) for seed in seeds[1:])]
+    folders = [workdir, *(workdir / SEEDS / str(seed) for seed in seeds[1:])]
     reports = []
     for seed, folder in zip(seeds, folders, strict=True):
         log(f"seed {seed}: {folder}")
@@ -74,7 +75,7 @@ def run_seeds(
         collect_run(own, rows, folder, room=ROOM // count) | {"name": f"seed {seed}"}
         for seed, own, rows, folder in zip(seeds, reports, predictions, folders, strict=True)
     ]
-    _write(report, spec, workdir / "seeds", data)
+    _write(report, spec, workdir / SEEDS, data)
     return report
 
 

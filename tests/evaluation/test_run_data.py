@@ -162,7 +162,11 @@ def test_a_report_that_is_none(tmp_path):
     (folder / "predictions" / "first.jsonl").unlink()
     with pytest.raises(RagJaxError, match=r"predictions/first.jsonl is missing"):
         read_run(folder)
-    for text, message in [("{", "is not valid JSON"), ('{"methods": {}}', "an earlier version")]:
+    for text, message in [
+        ("{", "is not valid JSON"),
+        ('{"methods": {}}', "an earlier version"),
+        ('{"seeds": [0, 1], "methods": {}}', "is of several seeds, and .*report.html shows it"),
+    ]:
         (folder / "report.json").write_text(text)
         with pytest.raises(RagJaxError, match=message):
             read_run(folder)

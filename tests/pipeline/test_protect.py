@@ -208,6 +208,10 @@ def test_stopped_while_a_stage_is_put_in_its_place(finished, monkeypatch, moment
 
 
 def test_the_report_of_a_run_under_change_says_so(finished):
+    seeds = finished / "seeds"
+    seeds.mkdir()
+    for name in ("report.json", "report.html"):
+        shutil.copy(finished / name, seeds / name)
     with pytest.raises(KeyboardInterrupt):
         stages = list_stages(train=1, fails="train", error=KeyboardInterrupt())
         run_stages(stages, finished, overwrite=True)
@@ -216,6 +220,8 @@ def test_the_report_of_a_run_under_change_says_so(finished):
     page = (finished / "report.html").read_text()
     assert page.count("The run is being changed") == 1
     assert page.index("being changed") < page.index("<h1>")
+    assert read_json(seeds / "report.json") == report
+    assert (seeds / "report.html").read_text() == page
     with pytest.raises(KeyboardInterrupt):
         run_stages(stages, finished, overwrite=True)
     assert (finished / "report.html").read_text() == page
