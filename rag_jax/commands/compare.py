@@ -14,7 +14,8 @@ report.html has one table of all rows with what they cost, the paired comparison
 
 The same command again continues where the last one stopped. A system that fails is a row that says
 why, the others go on, and the command ends with status 1. A finished comparison of other data or
-settings is overwritten only with --overwrite; systems may be added, and the reference changed.
+settings, or a system's finished run, is overwritten only with --overwrite; systems may be added,
+and the reference changed.
 """
 
 from pathlib import Path
