@@ -83,7 +83,7 @@ def check_results(
 
     Args:
         model: as a report names it.
-        config: settings, of which the seed counts.
+        config: settings, of which the system and the seed count.
 
     Raises:
         RagJaxError: naming what differs, and a folder that is free.
@@ -92,9 +92,10 @@ def check_results(
         return
     with parsing(folder / REPORT):
         report = read_json(folder / REPORT)
-        before = {"model": report["model"], "seed": report["config"]["seed"]}
+        before = {name: report[name] for name in ("system", "model")}
+        before["seed"] = report["config"]["seed"]
         names = [stage["name"] for stage in report["stages"]]
-    after = {"model": model, "seed": config.seed}
+    after = {"system": config.system, "model": model, "seed": config.seed}
     other = [name for name in after if before[name] != after[name]]
     changes = [f"{name}: {before[name]} -> {after[name]}" for name in other]
     changes += _list_changes(_compare_all(stages, folder, given))

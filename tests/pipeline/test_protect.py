@@ -99,7 +99,8 @@ def test_a_stage_that_evaluates_may_change(finished):
     assert [stage["reused"] for stage in made] == [True, False, False]
 
 
-RESULTS = {"model": "tiny", "config": {"seed": 0}}
+RESULTS = {"system": "rag", "model": "tiny", "config": {"seed": 0}}
+SETTINGS = SimpleNamespace(system="rag", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,14 @@ RESULTS = {"model": "tiny", "config": {"seed": 0}}
         ({"corpus": 1, "evaluate": 1}, {}, "stage corpus: .*, and 1 more"),
         ({"ablation": True}, {}, ""),  # a further row
         ({}, {"model": "other"}, "model: tiny -> other"),
-        ({}, {"config": SimpleNamespace(seed=1)}, "seed: 0 -> 1"),
+        ({}, {"config": SimpleNamespace(system="prag", seed=0)}, "system: rag -> prag"),
+        ({}, {"config": SimpleNamespace(system="rag", seed=1)}, "seed: 0 -> 1"),
     ],
 )
 def test_results_of_others_are_not_overwritten(finished, changes, other, said):
     names = [{"name": stage.name} for stage in list_stages()]
     write_json(finished / "report.json", {**RESULTS, "stages": names})
-    this = {"model": "tiny", "config": SimpleNamespace(seed=0), "given": {}, **other}
+    this = {"model": "tiny", "config": SETTINGS, "given": {}, **other}
     expected = pytest.raises(RagJaxError, match=said) if said else contextlib.nullcontext()
     with expected as caught:
         check_results(list_stages(**changes), finished, **this)
@@ -127,7 +129,7 @@ def test_results_of_others_are_not_overwritten(finished, changes, other, said):
 def test_results_are_not_overwritten_by_fewer(finished):
     made = [{"name": stage.name} for stage in list_stages(ablation=True)]
     write_json(finished / "report.json", {**RESULTS, "stages": made})
-    this = {"model": "tiny", "config": SimpleNamespace(seed=0), "given": {}}
+    this = {"model": "tiny", "config": SETTINGS, "given": {}}
     with pytest.raises(RagJaxError, match=r"finished results .* \(stage train_other: left out\)"):
         check_results(list_stages(), finished, **this)
 
