@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/prag.py
     python launch/ask.py --config=configs/prag.py "QUESTION"    # after the training
 
-Cost: 8 to 19 minutes on two CPU cores, 1.5 of them compiling; 8.2 GB of memory; 176 MB of
+Cost: 8 to 19 minutes on two CPU cores, 1.2 of them compiling; 8.2 GB of memory; 176 MB of
 downloads.
 
 Score, 100 test questions, exact match with 95 % interval: direct 0.090 +- 0.057, in the context

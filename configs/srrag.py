@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/srrag.py
     python launch/ask.py --config=configs/srrag.py "QUESTION"    # after the training
 
-Cost: 12 to 24 minutes on two CPU cores, 2.4 to 4.3 of them compiling; 3.9 to 4.2 GB of memory; 176
+Cost: 12 to 24 minutes on two CPU cores, 2.4 to 5.5 of them compiling; 3.9 to 4.1 GB of memory; 176
 MB of downloads.
 
 Score, 300 test questions, accuracy with 95 % interval (share of retrievals): direct 0.210 +- 0.046,
