@@ -8,14 +8,14 @@ import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rag_jax.data.formats.files import open_data
 from rag_jax.data.formats.lines import BadLineError
-from rag_jax.data.formats.page_text import enclose_texts, part_blocks
+from rag_jax.data.formats.markdown_text import parse_markdown
+from rag_jax.data.formats.outline import Document, Entry, Paragraph, build_document, squeeze
+from rag_jax.data.formats.page_text import enclose_texts
 from rag_jax.data.formats.pdf_text import list_pages
 from rag_jax.data.formats.word_text import (
     drop_dangling,
@@ -32,41 +32,12 @@ from rag_jax.runtime.outside import parsing, require_file
 # Maximum size in bytes: of what is in memory whole, once parsed at many times its size, and of a
 # PDF, whose pages are read one by one.
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
-# Settings above a Markdown text, in YAML or in TOML.
-_SETTINGS = re.compile(
-    "|".join(
-        rf"{begin}[ \t]*\r?\n(?:(?!{end}[ \t]*(?:\r?\n|\Z)).*\n){{0,200}}?{end}[ \t]*(?:\r?\n|\Z)"
-        for begin, end in (("---", r"(?:---|\.\.\.)"), (r"\+\+\+", r"\+\+\+"))
-    )
-)
 _SCANNED = (
     "has no text: if it is scanned, or its fonts do not tell their characters, a program for text "
     "recognition has to read it first"
 )
 _OLE = bytes.fromhex("d0cf11e0a1b11ae1")  # of what Word wrote before 2007, and of encrypted files
 _EXTRA = "pip install 'rag_jax[documents]'"
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A paragraph of a document.
-
-    Attributes:
-        place: where it begins: a line, a page of a PDF, or the number of a paragraph.
-        headings: those that it stands under, from the largest to the smallest.
-    """
-
-    place: int
-    headings: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document's title, empty if it has none, and its paragraphs."""
-
-    title: str
-    paragraphs: tuple[Paragraph, ...]
 
 
 def is_document(path: Path) -> bool:
@@ -127,7 +98,7 @@ def read_plain(path: Path) -> Document:
             first = first if lines else number
             lines.append(line)
         elif lines:
-            paragraphs.append(Paragraph(first, (), _squeeze(" ".join(lines))))
+            paragraphs.append(Paragraph(first, (), squeeze(" ".join(lines))))
             lines = []
     return Document("", tuple(paragraphs))
 
@@ -148,98 +119,6 @@ def read_markdown(path: Path) -> Document:
         return parse_markdown(text)
 
 
-def parse_markdown(text: str) -> Document:
-    """The paragraphs of a Markdown text without its marks; a table has one a row.
-
-    A first heading that stands alone on its level above all others is the title.
-    """
-    from markdown_it import MarkdownIt
-
-    paragraphs: list[Paragraph] = []
-    headings: dict[int, str] = {}
-    levels: list[tuple[int, str]] = []
-    cells: list[str] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(_cut_front_matter(text))
-    for token, before in zip(tokens, [None, *tokens], strict=False):
-        place = token.map[0] + 1 if token.map else 0
-        under = tuple(headings.values())
-        if token.type == "inline" and before.type == "heading_open":
-            levels.append((int(before.tag[1:]), _flatten(token)))
-            headings = _put_under(headings, *levels[-1])
-        elif token.type == "inline" and before.type in ("th_open", "td_open"):
-            cells.append(_flatten(token))
-        elif token.type == "tr_open":
-            cells, row = [], place
-        elif token.type == "tr_close":
-            paragraphs.append(Paragraph(row, under, " | ".join(cells)))
-        elif token.type == "inline":
-            paragraphs.append(Paragraph(place, under, _flatten(token)))
-        elif token.type in ("fence", "code_block"):
-            paragraphs.append(Paragraph(place, under, _squeeze(token.content)))
-        elif token.type == "html_block":
-            paragraphs.append(Paragraph(place, under, _strip_tags(token.content)))
-    return Document(_find_title(levels), tuple(p for p in paragraphs if p.text))
-
-
-def _put_under(headings: Mapping[int, str], level: int, text: str) -> dict[int, str]:
-    """The headings by their levels, rising, that stand above what follows a further one."""
-    return {n: own for n, own in headings.items() if n < level} | {level: text}
-
-
-def _squeeze(text: str) -> str:
-    """A text with single spaces, and without marks of where a word may be divided."""
-    return " ".join(re.sub(r"\u00ad\s*", "", text).split())
-
-
-def _cut_front_matter(text: str) -> str:
-    """A text with the lines of settings that stand above it left blank.
-
-    They are between `---` and `---` or `...`, or between two `+++`.
-    """
-    match = _SETTINGS.match(text)
-    return "\n" * match[0].count("\n") + text[match.end() :] if match else text
-
-
-def _flatten(token: Any) -> str:
-    """The words of a token's content, without scripts and styles."""
-    parts, start = [], None
-    for child in token.children:
-        tag = child.type == "html_inline" and re.match(r"</?\w+", child.content.lower())
-        if child.type in ("softbreak", "hardbreak") or (tag and tag[0] == "<br"):
-            parts.append(" ")
-        elif child.type in ("text", "code_inline", "image"):
-            parts.append(child.content)
-        elif tag and tag[0] in ("<script", "<style"):
-            start = len(parts)
-        elif tag and tag[0] in ("</script", "</style") and start is not None:
-            del parts[start:]
-            start = None
-    return _squeeze("".join(parts))
-
-
-def _strip_tags(text: str) -> str:
-    """The words of a piece of HTML, without scripts and styles."""
-    import lxml.etree
-    import lxml.html
-
-    parser = lxml.html.HTMLParser(remove_comments=True, remove_pis=True)
-    try:
-        tree = lxml.html.fragment_fromstring(text, create_parent="div", parser=parser)
-    except lxml.etree.ParserError:  # nothing but a comment
-        return ""
-    for element in tree.iter("script", "style"):
-        element.text = None
-    part_blocks(tree)
-    return _squeeze(tree.text_content())
-
-
-def _find_title(levels: list[tuple[int, str]]) -> str:
-    """The first heading, if no other is as large."""
-    if levels and all(level > levels[0][0] for level, _ in levels[1:]):
-        return levels[0][1]
-    return ""
-
-
 def read_page(path: Path) -> Document:
     """A web page: its main text, without menus. The place of a paragraph is its number."""
     with parsing(path):
@@ -251,11 +130,10 @@ def read_page(path: Path) -> Document:
             enclose_texts(tree)
         options = {"include_comments": False, "include_tables": True, "favor_recall": True}
         found = trafilatura.extract(tree, output_format="markdown", **options) or ""
-        document = parse_markdown(found)
         known = trafilatura.extract_metadata(content)
-    title = (known.title if known else "") or document.title
+        document = parse_markdown(found, (known.title if known else "") or "")
     numbered = [Paragraph(n, p.headings, p.text) for n, p in enumerate(document.paragraphs, 1)]
-    return Document(title or "", tuple(numbered))
+    return Document(document.title, tuple(numbered))
 
 
 def read_pdf(path: Path) -> Document:
@@ -273,9 +151,9 @@ def read_pdf(path: Path) -> Document:
                 raise ImportError(str(error)) from None
             title = (reader.metadata.title if reader.metadata else None) or ""
             pages = list_pages(reader)
-    texts = map(_squeeze, pages)
+    texts = map(squeeze, pages)
     paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(texts, 1))
-    return Document(_squeeze(title), paragraphs)
+    return Document(squeeze(title), paragraphs)
 
 
 def read_word(path: Path) -> Document:
@@ -300,23 +178,22 @@ def read_word(path: Path) -> Document:
             raise BadLineError(f"{path}: holds another file: open it with Word, and save it")
         unfold(opened.element.body)
         notes = read_notes(opened.part)
-        title, headings, paragraphs = opened.core_properties.title or "", {}, []
+        entries: list[Entry] = []
+        title = opened.core_properties.title or ""
         for number, block in enumerate(opened.iter_inner_content(), 1):
+            level = None
             if isinstance(block, docx.table.Table):
                 texts = [" | ".join(map(read_cell, row.cells)) for row in block.rows]
-                style = ""
             else:
                 found = block.style  # once: python-docx searches all styles
                 texts, style = [block.text], found.name if found else ""
-            if style == "Title":
-                title, texts = block.text, []
-            elif level := re.fullmatch(r"Heading (\d)", style):
-                headings = _put_under(headings, int(level[1]), _squeeze(block.text))
-                texts = []
-            texts += list_beside(block._element, notes)
-            under = tuple(headings.values())
-            paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
-    return Document(_squeeze(title), tuple(p for p in paragraphs if p.text))
+                if style == "Title":
+                    title, texts = block.text, []
+                elif match := re.fullmatch(r"Heading (\d)", style):
+                    level = int(match[1])
+            entries += [Entry(number, text, level) for text in texts]
+            entries += [Entry(number, text) for text in list_beside(block._element, notes)]
+    return build_document(entries, title)
 
 
 # By the suffix of a file's name.

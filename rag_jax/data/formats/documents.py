@@ -152,7 +152,7 @@ def cut_document(document: Document, name: str, words: int) -> Iterator[Passage]
         words: the most words of a passage; see `count_words`.
     """
     own, taken = document.title or Path(name).stem, Counter[int]()
-    for parts in _join(document.paragraphs, words):
+    for parts in _join(document.paragraphs, words, own):
         place = parts[0].place
         taken[place] += 1
         id = f"{name}#{place}" + (f".{taken[place]}" if taken[place] > 1 else "")
@@ -167,11 +167,11 @@ def _find_shared(headings: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(own[0] for own in same)
 
 
-def _join(paragraphs: Iterable[Paragraph], words: int) -> Iterator[list[_Part]]:
+def _join(paragraphs: Iterable[Paragraph], words: int, title: str) -> Iterator[list[_Part]]:
     """The parts of each passage."""
     parts: list[_Part] = []
     size = 0
-    for part in _list_parts(paragraphs, words):
+    for part in _list_parts(paragraphs, words, title):
         begins = not parts or part.headings != parts[-1].headings
         # At most all of the headings stand before the text.
         above = count_words(" ".join(part.headings))
@@ -190,16 +190,23 @@ def _join(paragraphs: Iterable[Paragraph], words: int) -> Iterator[list[_Part]]:
         yield parts
 
 
-def _list_parts(paragraphs: Iterable[Paragraph], words: int) -> Iterator[_Part]:
-    """Sentences, cut where they are too long, with their headings, of which few words are kept.
+def _list_parts(paragraphs: Iterable[Paragraph], words: int, title: str) -> Iterator[_Part]:
+    """Sentences, cut where they are too long, with the headings that fill at most half a passage.
 
-    Headings that would fill half a passage are left out.
+    Further headings are sentences themselves, once, before the first text that stands under them;
+    but not the title, which stands above every passage.
     """
+    before: tuple[str, ...] = ()
     for paragraph in paragraphs:
-        headings = paragraph.headings
-        if 2 * count_words(" ".join(headings)) > words:
-            headings = ()
-        room = words - count_words(" ".join(headings))
-        for sentence in list_sentences(paragraph.text):
+        if not paragraph.text.strip():
+            continue
+        headings = kept = paragraph.headings
+        while 2 * count_words(" ".join(kept)) > words:
+            kept = kept[:-1]
+        room = words - count_words(" ".join(kept))
+        known = max(len(kept), len(_find_shared([before, headings])))
+        told = [f"{heading}:" for heading in headings[known:] if heading != title]
+        before = headings
+        for sentence in [*told, *list_sentences(paragraph.text)]:
             for piece in cut_words(sentence, room):
-                yield _Part(paragraph.place, headings, piece, count_words(piece))
+                yield _Part(paragraph.place, kept, piece, count_words(piece))

@@ -107,6 +107,40 @@ def test_markdown():
     assert parse_markdown("# One\na\n# Two\nb").title == ""
 
 
+def test_headings_with_nothing_below_them_are_paragraphs():
+    """Under those above them, unless they are the title."""
+    text = "# Rules\n\n## Hall\n### No *smoking*\n### No dogs\n## Yard\n\nBikes.\n\n##\n## Open\n"
+    document = parse_markdown(text)
+    assert document.title == "Rules"
+    assert list_paragraphs(document) == [
+        (4, ("Rules", "Hall"), "No smoking"),
+        (5, ("Rules", "Hall"), "No dogs"),
+        (8, ("Rules", "Yard"), "Bikes."),
+        (11, ("Rules",), "Open"),
+    ]
+    below = parse_markdown("Oil it.\n\nThe code is 4711.\n---\n# Pump\n# Lid")
+    texts = [(1, "Oil it."), (3, "The code is 4711."), (5, "Pump"), (6, "Lid")]
+    assert list_paragraphs(below) == [(place, (), text) for place, text in texts]
+    assert list_paragraphs(parse_markdown("Oil it.\n# Pump")) == [(1, (), "Oil it.")]
+
+
+def test_headings_of_pages_and_word_files_with_nothing_below_them(tmp_path):
+    headings = "<h1>Shop</h1><h2>Closed on Mondays</h2><h2>Open from nine</h2>"
+    page = f"<html><head><title>Shop</title></head><body>{headings}<p>Bread.</p></body></html>"
+    (tmp_path / "a.html").write_text(page)
+    assert list_paragraphs(read_document(tmp_path / "a.html")) == [
+        (1, ("Shop",), "Closed on Mondays"),
+        (2, ("Shop", "Open from nine"), "Bread."),
+    ]
+    document = docx.Document()
+    for level, text in ((0, "Lease"), (1, "Clauses"), (2, "No dogs."), (2, ""), (2, "900 euros.")):
+        document.add_heading(text, level)
+    document.save(str(tmp_path / "a.docx"))
+    word = read_document(tmp_path / "a.docx")
+    assert word.title == "Lease"
+    assert list_paragraphs(word) == [(3, ("Clauses",), "No dogs."), (5, ("Clauses",), "900 euros.")]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -413,6 +447,8 @@ def test_passages_keep_all_words_and_stay_short(paragraphs, words):
         return "".join(c for text in texts for c in text if not c.isspace() and c not in "HIJK:")
 
     assert squeeze(p.text for p in passages) == squeeze(text for _, text in paragraphs)
+    shown = " ".join(f"{p.title} {p.text}" for p in passages)
+    assert all({*"".join(own)} <= {*shown} for own, text in paragraphs if text.strip())
     assert all(count_words(p.text) <= words for p in passages)
     assert len({p.id for p in passages}) == len(passages)
 
@@ -465,6 +501,24 @@ def test_short_sections_share_a_passage_and_keep_their_headings():
         ("docs/a.md#7", "Chad: Land", sections[2][2]),
         ("docs/a.md#9", "Chad: Trade", "Oil."),
     ]
+
+
+def test_headings_that_fill_half_a_passage_are_in_the_text_once():
+    long = "a b c d"
+    sections = [
+        (1, ("Chad", long), "One."),
+        (2, ("Chad", long), "Two."),
+        (3, ("Chad", long, "e f"), "Three."),
+        (4, ("Chad", long, "e f"), ""),
+        (5, ("Chad", "g"), "Four."),
+    ]
+    assert cut(6, *sections, title="Chad") == [
+        ("docs/a.md#1", "Chad", f"{long}: One."),
+        ("docs/a.md#2", "Chad", "Two. e f: Three."),
+        ("docs/a.md#5", "Chad: g", "Four."),
+    ]
+    # A title stands above all passages.
+    assert cut(6, (1, (long,), "One."), title=long) == [("docs/a.md#1", long, "One.")]
 
 
 def test_a_folder_of_documents_is_a_corpus(tmp_path, caplog):
