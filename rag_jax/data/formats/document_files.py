@@ -19,11 +19,13 @@ from rag_jax.data.formats.page_text import enclose_texts
 from rag_jax.data.formats.pdf_text import list_pages
 from rag_jax.data.formats.word_text import (
     drop_dangling,
+    find_level,
     holds_files,
     is_strict,
     list_beside,
     read_cell,
     read_notes,
+    take_title,
     unfold,
 )
 from rag_jax.runtime.errors import RagJaxError
@@ -159,8 +161,8 @@ def read_pdf(path: Path) -> Document:
 def read_word(path: Path) -> Document:
     """A Word file: paragraphs under headings, and a paragraph a row of a table.
 
-    Tracked changes are read as if they were accepted. Text boxes and notes follow the paragraph or
-    the table that they belong to.
+    Tracked changes are read as if they were accepted, and hidden texts are not. Text boxes and
+    notes follow the paragraph or the table that they belong to.
     """
     with _within(path):
         import docx
@@ -179,21 +181,18 @@ def read_word(path: Path) -> Document:
         unfold(opened.element.body)
         notes = read_notes(opened.part)
         entries: list[Entry] = []
-        title = opened.core_properties.title or ""
         for number, block in enumerate(opened.iter_inner_content(), 1):
             level = None
             if isinstance(block, docx.table.Table):
                 texts = [" | ".join(map(read_cell, row.cells)) for row in block.rows]
             else:
                 found = block.style  # once: python-docx searches all styles
-                texts, style = [block.text], found.name if found else ""
-                if style == "Title":
-                    title, texts = block.text, []
-                elif match := re.fullmatch(r"Heading (\d)", style):
-                    level = int(match[1])
+                texts, level = [block.text], find_level(found.name if found else "")
             entries += [Entry(number, text, level) for text in texts]
             entries += [Entry(number, text) for text in list_beside(block._element, notes)]
-    return build_document(entries, title)
+        title, rest = take_title(entry for entry in entries if entry.text.strip())
+        title = title or opened.core_properties.title or ""
+    return build_document(rest, title)
 
 
 # By the suffix of a file's name.

@@ -1,10 +1,14 @@
-"""What python-docx does not read of a Word file: changes, controls, formulas, boxes and notes."""
+"""What python-docx does not read of a Word file: changes, controls, formulas, boxes, titles."""
 
 import io
+import itertools
 import posixpath
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
+
+from rag_jax.data.formats.outline import Entry
 
 _NOTES = ("footnote", "endnote")
 _STRICT = b"http://purl.oclc.org/ooxml"
@@ -27,14 +31,18 @@ _SYMBOLS = {
     0xF0F2: "∫",
 }
 _SYMBOL = {first + i: char for first, chars in _SYMBOLS.items() for i, char in enumerate(chars)}
-# Word's elements that only enclose others, and those that are not read: what is deleted or moved
-# away, is never filled in, or lists the contents. A merged cell is read at its first place alone.
+_OFF = "(@w:val = '0' or @w:val = 'false' or @w:val = 'off')"  # of a property of a run
+_STRUCK_OUT = f"w:r[w:rPr/w:strike[not{_OFF}] or w:rPr/w:dstrike[not{_OFF}]]"
+# Word's elements that only enclose others, and those that are not read: what is deleted, moved away
+# or hidden, is never filled in, or lists the contents. A merged cell is read at its first place
+# alone.
 _ENCLOSING = (
     *("w:ins", "w:moveTo", "w:sdt", "w:sdtContent", "w:smartTag", "w:customXml"),
     *("w:fldSimple", "w:dir", "w:bdo", "m:oMathPara"),
 )
 _UNREAD = (
     *("w:del", "w:moveFrom", "w:tr[w:trPr/w:del]", "w:tc[w:tcPr/w:cellDel]"),
+    f"w:r[w:rPr/w:vanish[not{_OFF}]]",
     *("w:sdtPr", "w:sdtEndPr", "w:smartTagPr", "w:customXmlPr", "m:oMathParaPr"),
     "mc:AlternateContent[mc:Choice]/mc:Fallback",  # the same once more, for old programs
     "w:sdt[w:sdtPr/w:showingPlcHdr[not(@w:val) or @w:val = '1' or @w:val = 'true']]",
@@ -88,7 +96,8 @@ def unfold(body: Any) -> None:
     """Puts what is enclosed in the place of what encloses it, where python-docx finds it.
 
     Of a formula, the symbols are left; of a character with its reading, the character; of a
-    character of the font Symbol, the same in Unicode, and of another such font U+FFFD.
+    character of the font Symbol, the same in Unicode, and of another such font U+FFFD. Blanks stand
+    around what is struck out, which joins no word beside it.
     """
     import docx
 
@@ -108,6 +117,22 @@ def unfold(body: Any) -> None:
         for child in reversed(element):
             element.addnext(child)
         element.getparent().remove(element)
+    _part_struck(body)
+
+
+def _part_struck(body: Any) -> None:
+    """Puts blanks where what is struck out begins and ends, which may be within several runs."""
+    import docx
+
+    runs = _find(body, _STRUCK_OUT)
+    struck = {*runs}
+    for run in runs:
+        for is_preceding in (True, False):
+            beside = next(run.itersiblings(run.tag, preceding=is_preceding), None)
+            if beside not in struck:
+                blank = docx.oxml.OxmlElement("w:t")
+                blank.text = " "
+                run.insert(1 if is_preceding else len(run), blank)  # after the properties
 
 
 def _put_text(element: Any, text: str) -> None:
@@ -117,6 +142,23 @@ def _put_text(element: Any, text: str) -> None:
     put = docx.oxml.OxmlElement("w:t")
     put.text = text
     element.getparent().replace(element, put)
+
+
+def find_level(style: str) -> int | None:
+    """The level of a heading in one of Word's styles: 0 for a title; None for other styles."""
+    match = re.fullmatch(r"Heading (\d)", style)
+    return 0 if style == "Title" else int(match[1]) if match else None
+
+
+def take_title(entries: Iterable[Entry]) -> tuple[str, list[Entry]]:
+    """A document's title, which may have several lines, and the entries without it.
+
+    Later titles, as of chapters, remain among the entries. The title is empty without any.
+    """
+    own = [*entries]
+    before = [*itertools.takewhile(lambda entry: entry.level != 0, own)]
+    lines = [*itertools.takewhile(lambda entry: entry.level == 0, own[len(before) :])]
+    return " ".join(line.text for line in lines), before + own[len(before) + len(lines) :]
 
 
 def is_strict(archive: zipfile.ZipFile) -> bool:

@@ -159,6 +159,39 @@ def test_word_files_of_other_forms_are_named(tmp_path):
         assert "a.docx" in str(caught.value)
 
 
+def test_what_is_hidden_or_struck_out(tmp_path):
+    """A struck word joins none beside it, though Word may keep a word as several runs."""
+    run = "<w:r><w:rPr>{}</w:rPr><w:t>{}</w:t></w:r>".format
+    body = run("<w:vanish/>", "hidden ") + run('<w:vanish w:val="0"/>', "seen: ")
+    body += run("<w:strike/>", "1") + '<w:proofErr w:type="x"/>' + run("<w:dstrike/>", "0")
+    body += run("", "12") + run('<w:strike w:val="false"/>', "3") + run("<w:strike/>", "4")
+    write_word(tmp_path / "a.docx", body)
+    assert read_words(tmp_path / "a.docx") == "Start seen: 10 123 4"
+
+
+@pytest.mark.parametrize(
+    ("parts", "title", "read"),
+    [
+        (["Title:Annual", "Title: ", "Title:Report", ":Up."], "Annual Report", [((), "Up.")]),
+        (["Title:", ":Up.", "Title:Annual"], "Annual", [((), "Up.")]),
+        (
+            ["Title:Fee", ":Ten.", "Title:Hours", "Heading 1:Days", ":All.", "Title:End", ":Bye."],
+            "Fee",
+            [((), "Ten."), (("Hours", "Days"), "All."), (("End",), "Bye.")],
+        ),
+    ],
+)
+def test_titles_of_a_word_file(tmp_path, parts, title, read):
+    document = docx.Document()
+    document.core_properties.title = "unused"
+    for style, text in (part.split(":") for part in parts):
+        document.add_paragraph(text, style or None)
+    document.save(str(tmp_path / "a.docx"))
+    found = read_document(tmp_path / "a.docx")
+    assert found.title == title
+    assert [(paragraph.headings, paragraph.text) for paragraph in found.paragraphs] == read
+
+
 # Web pages and texts.
 
 
