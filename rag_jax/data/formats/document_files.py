@@ -16,7 +16,7 @@ from rag_jax.data.formats.lines import BadLineError
 from rag_jax.data.formats.markdown_text import parse_markdown
 from rag_jax.data.formats.outline import Document, Entry, Paragraph, build_document, squeeze
 from rag_jax.data.formats.page_text import enclose_texts
-from rag_jax.data.formats.pdf_text import list_pages
+from rag_jax.data.formats.pdf_text import list_pages, read_title
 from rag_jax.data.formats.word_text import (
     drop_dangling,
     find_level,
@@ -151,8 +151,7 @@ def read_pdf(path: Path) -> Document:
                     raise BadLineError(f"{path}: is encrypted: save it without a password")
             except pypdf.errors.DependencyError as error:
                 raise ImportError(str(error)) from None
-            title = (reader.metadata.title if reader.metadata else None) or ""
-            pages = list_pages(reader)
+            title, pages = read_title(reader), list_pages(reader)
     texts = map(squeeze, pages)
     paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(texts, 1))
     return Document(squeeze(title), paragraphs)

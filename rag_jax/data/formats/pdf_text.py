@@ -1,4 +1,4 @@
-"""The pages of a PDF file as texts: words that lines divide, filled forms, unreadable fonts."""
+"""The pages of a PDF file as texts: divided words, filled forms, unreadable fonts; its title."""
 
 import re
 import unicodedata
@@ -13,6 +13,12 @@ _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0
 _GLYPH = re.compile(r"/[A-Za-z]{0,5}\d{1,5}(?!\w)")
 _UNREAD = {"Cc", "Co", "Cn"}
 _REPLACEMENT = "\ufffd"
+# How the names of files begin and end that programs put in the place of a title.
+_PRINTED = ("microsoft word - ", "microsoft powerpoint - ", "microsoft excel - ", "file:/")
+_SUFFIXES = (
+    *(".doc", ".docx", ".dvi", ".fm", ".indd", ".odt", ".p65", ".pdf", ".pmd", ".ppt", ".pptx"),
+    *(".ps", ".qxd", ".rtf", ".tex", ".xls", ".xlsx"),
+)
 _MOST_UNREAD = 0.1  # largest share of them in a text
 
 
@@ -28,6 +34,19 @@ def list_pages(reader: Any) -> list[str]:
     readable = ["" if _is_garbled(text) else text for text in texts]
     filled = map(_list_filled, reader.pages)
     return join_words(["\n".join([text, *own]) for text, own in zip(readable, filled, strict=True)])
+
+
+def read_title(reader: Any) -> str:
+    """The title that a PDF file names; empty if that is none, but the name of another file.
+
+    Args:
+        reader: of pypdf.
+    """
+    title = ((reader.metadata.title if reader.metadata else None) or "").strip()
+    name = title.lower()
+    is_untitled = name.rstrip("0123456789-_ ") in ("untitled", "untitled document")
+    is_file = name.startswith(_PRINTED) or name.endswith(_SUFFIXES)
+    return "" if is_untitled or is_file else title
 
 
 def join_words(pages: list[str]) -> list[str]:

@@ -40,9 +40,10 @@ def name(**entries):
     return DictionaryObject({NameObject(f"/{key}"): value for key, value in entries.items()})
 
 
-def write_page(path, drawn, encoding=None, encrypt="", form=()):
+def write_page(path, drawn, encoding=None, encrypt="", form=(), title=""):
     """A PDF file of one page: bytes of a text in hexadecimal, a font's encoding, and fields."""
     writer = pypdf.PdfWriter()
+    writer.add_metadata({"/Title": title})
     page = writer.add_blank_page(300, 300)
     font = name(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/X+Y"))
     if encoding is not None:
@@ -94,6 +95,26 @@ def test_what_is_filled_into_a_form(tmp_path):
     ]
     write_page(tmp_path / "a.pdf", b"Name of the pump:", form=form)
     assert read_words(tmp_path / "a.pdf") == "Name of the pump: Titan 500 Riga oil water"
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("Care of pumps", "Care of pumps"),
+        ("untitled", "pump"),
+        ("Untitled-1", "pump"),
+        ("Microsoft Word - draft_v3_final.doc", "pump"),
+        ("Microsoft Word - Draft", "pump"),
+        ("i-xx_Phobias-fm.indd", "pump"),
+        ("MAIN.TEX ", "pump"),
+        ("file:///C|/tmp/x.html", "pump"),
+        ("The untitled file", "The untitled file"),
+        ("About documents", "About documents"),
+    ],
+)
+def test_titles_of_a_pdf_that_are_the_name_of_a_file(tmp_path, title, shown):
+    write_page(tmp_path / "pump.pdf", b"The pump has a valve.", title=title)
+    assert [passage.title for passage in read_passages([tmp_path])] == [shown]
 
 
 # Word.
