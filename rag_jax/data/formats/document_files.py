@@ -15,6 +15,7 @@ from rag_jax.data.formats.files import open_data
 from rag_jax.data.formats.lines import BadLineError
 from rag_jax.data.formats.markdown_text import parse_markdown
 from rag_jax.data.formats.outline import Document, Entry, Paragraph, build_document, squeeze
+from rag_jax.data.formats.page_encoding import decode_page
 from rag_jax.data.formats.page_text import enclose_texts
 from rag_jax.data.formats.pdf_text import list_pages, read_title
 from rag_jax.data.formats.word_text import (
@@ -124,15 +125,17 @@ def read_markdown(path: Path) -> Document:
 def read_page(path: Path) -> Document:
     """A web page: its main text, without menus. The place of a paragraph is its number."""
     with parsing(path):
-        content = path.read_bytes()  # the encoding is the page's own matter
+        content = path.read_bytes()
     with _within(path):
         import trafilatura
+        from trafilatura.utils import handle_compressed_file
 
-        if (tree := trafilatura.load_html(content)) is not None:
+        text = decode_page(handle_compressed_file(content), path)
+        if (tree := trafilatura.load_html(text)) is not None:
             enclose_texts(tree)
         options = {"include_comments": False, "include_tables": True, "favor_recall": True}
         found = trafilatura.extract(tree, output_format="markdown", **options) or ""
-        known = trafilatura.extract_metadata(content)
+        known = trafilatura.extract_metadata(text)
         document = parse_markdown(found, (known.title if known else "") or "")
     numbered = [Paragraph(n, p.headings, p.text) for n, p in enumerate(document.paragraphs, 1)]
     return Document(document.title, tuple(numbered))

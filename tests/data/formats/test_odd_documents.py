@@ -1,5 +1,6 @@
 """Documents that readers open and libraries do not read right, or only in part."""
 
+import gzip
 import io
 import json
 import zipfile
@@ -236,6 +237,68 @@ def test_texts_of_a_page_that_stand_in_no_paragraph(tmp_path, body):
     places = [words.find(sentence) for sentence in SENTENCES]
     assert min(places) >= 0
     assert places == sorted(places)
+
+
+def write_html(head, text="Où est “Nîmes”? À 5 €."):
+    return f"{head}<html><head><title>Page</title></head><body><p>{text}</p></body></html>"
+
+
+XML = '<?xml version="1.0" encoding="{}"?>\n<!DOCTYPE html>\n'.format
+META = "<meta http-equiv='Content-Type' content='text/html; charset={}'>".format
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "text"),
+    [
+        (META("iso-8859-1"), "cp1252", "Où est “Nîmes”? À 5 €."),
+        (META("iso-8859-1"), "cp1252", "A “naïve” résumé of 5 €."),
+        (META("ISO-8859-9"), "cp1254", "İstanbul'da “ağaç”."),
+        ("<META CHARSET = 'GB2312'>", "gbk", "水泵在房子的大廳裡，每天早上加油。"),  # noqa: RUF001
+        ("<meta charset=x-sjis>", "cp932", "ポンプは①階にあります。"),
+        ("<meta charset=euc-kr>", "cp949", "펌프는 똠방각하의 홀에 있습니다."),
+        (XML("windows-1251"), "cp1251", "Рига и море."),
+        (XML("ISO-8859-1"), "utf-8", "Où est “Nîmes”? À 5 €."),
+        (META("iso-8859-1"), "utf-8-sig", "Où est “Nîmes”? À 5 €."),
+        (META("utf-8"), "utf-16", "Où est “Nîmes”? À 5 €."),
+        (META("utf-16"), "utf-16-le", "Рига и море."),
+        ("", "utf-16-be", "Рига и море."),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_names(tmp_path, head, encoding, text):
+    (tmp_path / "a.html").write_bytes(write_html(head, text).encode(encoding))
+    assert read_words(tmp_path / "a.html") == text
+
+
+@pytest.mark.parametrize("name", ["utf-8", "utf-16", "us-ascii"])
+def test_bytes_that_do_not_fit_the_encoding_of_a_page_are_replaced(tmp_path, name):
+    content = write_html(META(name), "A pump stands here: ~.").encode()
+    (tmp_path / "a.html").write_bytes(content.replace(b"~", b"\x9d"))
+    assert read_words(tmp_path / "a.html") == "A pump stands here: \ufffd."
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "problem"),
+    [
+        ("", "cp1252", "is not UTF-8 and names no known encoding: save it as UTF-8, or name its"),
+        ("<meta charset=no-such>", "cp1252", "is not UTF-8 and names no known encoding"),
+        ("<meta charset=zlib>", "cp1252", "is not UTF-8 and names no known encoding"),
+        ("<meta charset=punycode>", "cp1252", "is not UTF-8 and names no known encoding"),
+        (" " * 1024 + META("cp1252"), "cp1252", "is not UTF-8 and names no known encoding"),
+        ("\n", "utf-16-le", "is UTF-16 without a byte order mark: save it as UTF-8"),
+        ("\n", "utf-16-be", "is UTF-16 without a byte order mark: save it as UTF-8"),
+    ],
+)
+def test_pages_of_which_the_encoding_is_not_known(tmp_path, head, encoding, problem):
+    (tmp_path / "a.html").write_bytes(write_html(head).encode(encoding))
+    with pytest.raises(BadLineError, match=f"a.html: {problem}") as caught:
+        read_document(tmp_path / "a.html")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compressed_page(tmp_path):
+    content = write_html(META("iso-8859-1")).encode("cp1252")
+    (tmp_path / "a.html").write_bytes(gzip.compress(content))
+    assert read_words(tmp_path / "a.html") == "Où est “Nîmes”? À 5 €."
 
 
 def test_settings_in_toml_are_cut():
