@@ -16,7 +16,7 @@ from rag_jax.data.formats.lines import BadLineError
 from rag_jax.data.formats.markdown_text import parse_markdown
 from rag_jax.data.formats.outline import Document, Entry, Paragraph, build_document, squeeze
 from rag_jax.data.formats.page_encoding import decode_page
-from rag_jax.data.formats.page_text import enclose_texts
+from rag_jax.data.formats.page_text import prepare_page
 from rag_jax.data.formats.pdf_text import list_pages, read_title
 from rag_jax.data.formats.word_text import (
     drop_dangling,
@@ -132,7 +132,7 @@ def read_page(path: Path) -> Document:
 
         text = decode_page(handle_compressed_file(content), path)
         if (tree := trafilatura.load_html(text)) is not None:
-            enclose_texts(tree)
+            prepare_page(tree)
         options = {"include_comments": False, "include_tables": True, "favor_recall": True}
         found = trafilatura.extract(tree, output_format="markdown", **options) or ""
         known = trafilatura.extract_metadata(text)

@@ -239,6 +239,73 @@ def test_texts_of_a_page_that_stand_in_no_paragraph(tmp_path, body):
     assert places == sorted(places)
 
 
+def write_long(path, body, box="div"):
+    """A page with a text and so many other paragraphs that the text alone is not the page."""
+    others = "".join(f"<p>{SENTENCE.format(i)}</p>" for i in range(12))
+    page = f"<html><head><title>Pumps</title></head><body><{box}>{body}{others}</{box}></body>"
+    path.write_text(f"{page}</html>")
+
+
+KEY = "The blue key opens the valve at the back."
+
+
+@pytest.mark.parametrize("box", ["div", "main"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"<div>{KEY}</div>",
+        f"<div>{KEY}<p>There are two.</p></div>",
+        f"<p>Keys:<ul><li>red</li></ul>{KEY}",
+        f"<div><table><tr><td>a</td></tr></table>{KEY}</div>",
+        f"<p>Type:<pre>x = 1</pre>{KEY}",
+        "<h2>Keys</h2>The <b>blue</b> key opens<!-- --> <a href=x>the valve</a> at the back.",
+        "<div>The blue key <svg><path/></svg> opens<br>the valve at the back.</div>",
+        f"<section>{KEY}</section>",
+        f"<center>{KEY}</center>",
+        f"<header>{KEY}<h2>Keys</h2></header>",
+        f"<details><summary>Keys</summary>{KEY}</details>",
+        f"<figure><p>{KEY}</p></figure>",
+        f"<figure><table><tr><td>{KEY}</td></tr></table><figcaption>Keys.</figcaption></figure>",
+        f"<figure class=wp-caption><img><figcaption class=caption>{KEY}</figcaption></figure>",
+        f"<aside class='footnote brackets'><span>1</span><p>{KEY}</p></aside>",
+        f"<aside role=doc-footnote>{KEY}</aside>",
+        f"<div><h3><a name=key></h3>{KEY}</a></div>",
+        f"<table><tr><td>Keys:<div>red</div>{KEY}</td></tr></table>",
+        "<p>The <label>blue</label> key opens the <time class=timestamp>valve</time> at the back.",
+        "<ul><li>The <button class=button>blue</button> key opens the valve at the back.</ul>",
+    ],
+)
+def test_texts_of_inner_boxes_of_a_page(tmp_path, body, box):
+    write_long(tmp_path / "a.html", body, box)
+    words = read_words(tmp_path / "a.html")
+    assert KEY in words.replace("|", "")
+    assert words.count("blue") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<div><a href=x>Menu</a> | <a href=y>Sitemap</a></div>",
+        "<div><a href=x><div>Menu</div></a></div>",
+        "<h2>Pumps <button>Menu</button></h2>",
+        "<aside><p>Menu</p></aside>",
+        "<div><button>Menu</button></div>",
+    ],
+)
+def test_menus_of_a_page_are_not_read(tmp_path, body):
+    write_long(tmp_path / "a.html", body)
+    assert "Menu" not in str(read_document(tmp_path / "a.html"))
+
+
+def test_words_of_a_page_are_not_joined(tmp_path):
+    body = (
+        "<div>Open the <b>valve</b> first.<ul><li>one<div>two</div>three</ul><h2>A</h2>Oil.</div>"
+    )
+    (tmp_path / "a.html").write_text(f"<html><title>Pumps</title><body>{body}</body></html>")
+    words = f"{read_words(tmp_path / 'a.html')} "
+    assert all(f"{word} " in words for word in ("valve", "first.", "one", "two", "three", "Oil."))
+
+
 def write_html(head, text="Où est “Nîmes”? À 5 €."):
     return f"{head}<html><head><title>Page</title></head><body><p>{text}</p></body></html>"
 
