@@ -19,13 +19,19 @@ _BOXES = (
 # What holds sentences.
 _BLOCKS = ("p", "li", "dd", "dt", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", *_CELLS)
 _NOTES = ("doc-footnote", "doc-endnote", "doc-endnotes")
+# What a page marks as its main part, as trafilatura finds it.
+_MAIN = (
+    ".//main | .//article"
+    " | .//*[starts-with(@id, 'main') or starts-with(@class, 'main') or starts-with(@role, 'main')]"
+)
 
 
 def prepare_page(tree: Any) -> None:
     """Puts texts where trafilatura reads them.
 
-    Those in no paragraph come into one. Figures, captions, centred parts and footnotes become boxes
-    like others; dates, labels and buttons in a sentence become a part of it.
+    The body is the main part where a page marks none. Texts in no paragraph come into one. Figures,
+    captions, centred parts and footnotes become boxes like others; dates, labels and buttons in a
+    sentence become a part of it.
 
     Args:
         tree: of lxml, which is changed.
@@ -38,12 +44,25 @@ def prepare_page(tree: Any) -> None:
             element.tag = "div"
             if "caption" in element.get("class", ""):  # trafilatura leaves out boxes of this class
                 del element.attrib["class"]
+    _mark_main(tree)
     for box in [*tree.iter(*_BOXES)]:
         _enclose_runs(box)
     for element in [*tree.iter("button", "label", "time")]:
         if _is_in_sentence(element):
             element.tag = "span"
             element.attrib.pop("class", None)  # which may be one that is left out
+
+
+def _mark_main(tree: Any) -> None:
+    """Makes the body the main part of a page that marks none, where no headings would be read."""
+    import lxml.html
+
+    body = tree.find("body")
+    if body is not None and not tree.xpath(_MAIN):
+        main = lxml.html.Element("main")
+        main.text, body.text = body.text, None
+        main.extend([*body])
+        body.append(main)
 
 
 def _is_note(aside: Any) -> bool:

@@ -297,6 +297,27 @@ def test_menus_of_a_page_are_not_read(tmp_path, body):
     assert "Menu" not in str(read_document(tmp_path / "a.html"))
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_headings_of_a_page_that_marks_no_main_part(tmp_path, count):
+    texts = [SENTENCE.format(i) for i in range(count)]
+    body = "<h1>Pumps</h1><h2>Rules</h2>" + "".join(f"<p>{text}</p>" for text in texts)
+    body += "<h2>Keys</h2><div>The red one.</div><h2>Lids</h2><p>The grey one.</p>"
+    (tmp_path / "a.html").write_text(f"<html><title>Pumps</title><body>{body}</body></html>")
+    found = [(p.headings, p.text) for p in read_document(tmp_path / "a.html").paragraphs]
+    assert found == [
+        *((("Pumps", "Rules"), text) for text in texts),
+        (("Pumps", "Keys"), "The red one."),
+        (("Pumps", "Lids"), "The grey one."),
+    ]
+
+
+def test_the_main_part_of_a_page(tmp_path):
+    write_long(tmp_path / "a.html", "", "div id=main")
+    page = (tmp_path / "a.html").read_text()
+    (tmp_path / "a.html").write_text(page.replace("<body>", "<body><div>Search the site</div>"))
+    assert "Search" not in read_words(tmp_path / "a.html")
+
+
 def test_words_of_a_page_are_not_joined(tmp_path):
     body = (
         "<div>Open the <b>valve</b> first.<ul><li>one<div>two</div>three</ul><h2>A</h2>Oil.</div>"
