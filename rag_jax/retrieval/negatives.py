@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ def make_miner(
         return BM25.build(map(make_text, passages), settings)
 
     @functools.cache
+    def read_relevant() -> dict[str, tuple[str, str]]:
+        wanted = {id for question in questions for id in question.relevant}
+        return {p.id: (p.title, p.text) for p in passages if p.id in wanted}
+
+    @functools.cache
     def number_rows() -> dict[str, int]:
         wanted = {id for question in questions for id in question.negatives[:count]}
         return {p.id: row for row, p in enumerate(passages) if p.id in wanted}
@@ -46,26 +51,38 @@ def make_miner(
         if searched:
             _, ranked = build_bm25().search([question.question for question in searched], depth)
             for question, found in zip(searched, ranked, strict=True):
-                rows[question.id] = choose_negatives(question, found, passages, count=count)
+                known = [read_relevant()[id] for id in question.relevant if id in read_relevant()]
+                options = {"relevant": known, "count": count}
+                rows[question.id] = choose_negatives(question, found, passages, **options)
         return [{"id": question.id, "rows": rows[question.id]} for question in batch]
 
     return mine
 
 
 def choose_negatives(
-    question: Question, ranked: Int[np.ndarray, "n"], passages: Sequence[Passage], *, count: int
+    question: Question,
+    ranked: Int[np.ndarray, "n"],
+    passages: Sequence[Passage],
+    *,
+    relevant: Collection[tuple[str, str]] = (),
+    count: int,
 ) -> list[int]:
     """The first `count` passages of a ranking that do not answer a question, as rows of `passages`.
 
-    Left out are passages known to be relevant, the passage that is the question itself and, as in
-    DPR (Karpukhin et al. 2020, section 3.2), passages that hold an answer; a title counts too,
-    because the encoder reads it. Fewer where the ranking has no more.
+    Left out are passages known to be relevant and others with the title and the text of one, the
+    passage that is the question itself and, as in DPR (Karpukhin et al. 2020, section 3.2),
+    passages that hold an answer; a title counts too, because the encoder reads it. Fewer where the
+    ranking has no more.
+
+    Args:
+        relevant: titles and texts of the relevant passages.
     """
 
     def is_negative(row: int) -> bool:
         passage = passages[row]
         answered = has_answer(f"{passage.title} {passage.text}", question.spoken_answers)
         known = passage.id in question.relevant or question.is_passage(passage.id)
+        known |= (passage.title, passage.text) in relevant
         return not known and not answered
 
     return list(itertools.islice(filter(is_negative, ranked.tolist()), count))

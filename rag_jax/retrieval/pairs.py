@@ -16,7 +16,8 @@ class Pair:
         question: number of the question.
         positive: row of the passage in the corpus.
         negatives: rows of hard negatives to choose from.
-        relevant: rows of all passages known to answer the question, which are no negatives to it.
+        relevant: rows of all passages known to answer the question and of those with the title and
+            the text of one, which are no negatives to it.
     """
 
     id: str
@@ -47,11 +48,18 @@ def list_pairs(
         raise ValueError(f"negatives: {len(negatives)} rows for {len(questions)} questions")
     count = 1 if positives == "first" else None
     wanted = {id for question in questions for id in question.relevant}
-    rows = {p.id: row for row, p in enumerate(passages) if p.id in wanted}
-    return [
-        Pair(q.id, number, row, tuple(wrong), frozenset(relevant))
-        for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))
+    texts = {p.id: (p.title, p.text) for p in passages if p.id in wanted}
+    rows, alike = dict.fromkeys(texts, -1), {text: [] for text in texts.values()}
+    for row, passage in enumerate(passages):
+        if passage.id in texts:
+            rows[passage.id] = row
+        if (passage.title, passage.text) in alike:
+            alike[passage.title, passage.text].append(row)
+    pairs = []
+    for number, (question, wrong) in enumerate(zip(questions, negatives, strict=True)):
         # The data can name passages that are not in the corpus.
-        for relevant in [[rows[id] for id in q.relevant if id in rows]]
-        for row in relevant[:count]
-    ]
+        named = [id for id in question.relevant if id in rows]
+        relevant = frozenset(row for id in named for row in alike[texts[id]])
+        others = tuple(row for row in wrong if row not in relevant)
+        pairs += [Pair(question.id, number, rows[id], others, relevant) for id in named[:count]]
+    return pairs

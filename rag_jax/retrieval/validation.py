@@ -2,7 +2,9 @@
 
 The pool has the first relevant passage of every question and some wrong passages of each
 (`validate_average_rank` in DPR's train_dense_encoder.py). A question's rank is the number of
-passages of the pool that score above its own, so the best average is 0.
+passages of the pool that score above its own, so the best average is 0. Of other passages that
+score as its own does half count, as in a list whose equals stand in any order: an encoder that
+tells nothing apart is no good one.
 """
 
 import math
@@ -60,13 +62,25 @@ def average_rank(
     counts: Int[np.ndarray, "P"],
     positives: Int[np.ndarray, "Q"],
 ) -> float:
-    """The mean over the questions of the number of passages that score above their own."""
-    above = 0
+    """The mean over the questions of the number of passages that score above their own.
+
+    Half counts of other passages that score as theirs.
+
+    Raises:
+        RagJaxError: a score is not finite.
+    """
+    above = 0.0
     for start in range(0, len(queries), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         scores = queries[part] @ candidates.T
         own = np.take_along_axis(scores, positives[part, None], axis=1)
-        above += int(((scores > own) @ counts).sum())
+        if not np.isfinite(scores).all():
+            raise RagJaxError(
+                "validation: the encoders' embeddings are not finite; a lower learning rate may "
+                "help"
+            )
+        equal = (scores == own) @ counts - counts[positives[part]]
+        above += float(((scores > own) @ counts + equal / 2).sum())
     return above / len(queries)
 
 

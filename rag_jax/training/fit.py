@@ -1,6 +1,7 @@
 """The training driver: plans batches, packs microbatches, resumes, trains to the end, saves."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -12,8 +13,10 @@ from jaxtyping import Array, PyTree
 from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import Checkpoints, save_tree
-from rag_jax.runtime.files import write_json
-from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, to_json, write_json
+from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step, train
@@ -21,6 +24,7 @@ from rag_jax.training.trainable import Trainable
 
 PARAMS = "params"  # the folder of the trained tree that `fit` saves
 _ENDED = "trained.json"  # says that the training has ended, where the tree is saved elsewhere
+_TRAINING = "training.json"  # beside checkpoints: of which training they are
 _MOST_STEPS: ContextVar[int | None] = ContextVar("most_steps", default=None)
 
 
@@ -87,11 +91,13 @@ def fit(
         save: keeps the trained tree in another way than as `folder/params`.
 
     Raises:
-        RagJaxError: the loss is not finite; see `train`.
+        RagJaxError: the folder has checkpoints of another training; or as `train`.
     """
     if (folder / PARAMS).exists() or (folder / _ENDED).exists():
         return
     total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
+    checkpoints = Checkpoints(folder / "checkpoints")
+    _check_continued(folder / "checkpoints", plan, settings, ids, total)
     if (most := _MOST_STEPS.get()) is not None:
         total = min(total, most)
     optimizer = make_optimizer(settings, max(total, 1), rates=trainable.rates)
@@ -113,7 +119,6 @@ def fit(
         state, metrics = take_step(state, trainable.frozen, parts)
         return state, {**metrics, **hook.after(step, state.params)}
 
-    checkpoints = Checkpoints(folder / "checkpoints")
     state = train(
         init_state(trainable.start() if start is None else start, optimizer),
         step_with_hook,
@@ -133,3 +138,37 @@ def fit(
         if is_first():
             write_json(folder / _ENDED, {"steps": total})
     checkpoints.remove()
+
+
+def _check_continued(
+    folder: Path,
+    plan: BatchPlan,
+    settings: ConstantTrainConfig,
+    ids: Sequence[str],
+    steps: int,
+) -> None:
+    """Writes down which training the checkpoints are of.
+
+    Raises:
+        RagJaxError: they are of another one.
+    """
+    path = folder / _TRAINING
+    own = {
+        "steps": steps,
+        "batches": [plan.num_steps_per_epoch, plan.seed],
+        "examples": hashlib.sha256(to_json(list(ids)).encode()).hexdigest(),
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+    }
+    if path.exists():
+        with parsing(path):
+            before = dict(read_json(path))
+        if others := [name for name in own if before.get(name) != own[name]]:
+            raise RagJaxError(
+                f"{folder}: has checkpoints of a training with other {' and '.join(others)}: give "
+                "this one a folder of its own, or remove them"
+            )
+    wait_for_all(f"{path} was read")
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, own)

@@ -206,8 +206,8 @@ def train(
             profiling.
 
     Raises:
-        RagJaxError: the loss is not finite. The step, the ids and the metrics are written to
-            `nonfinite.json` in the log's folder; no later state is saved.
+        RagJaxError: the loss or the gradients' norm is not finite. The step, the ids and the
+            metrics are written to `nonfinite.json` in the log's folder; no later state is saved.
         KeyboardInterrupt: on Ctrl-C, after the present step and a checkpoint.
         Preempted: on SIGTERM, after the present step and a checkpoint.
     """
@@ -307,13 +307,16 @@ def _log_step(
 ) -> dict[str, float | None]:
     """Writes a step's line; returns the metrics that it has, None for one that is not finite."""
     values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
+    watched = {"the loss": values["loss"], "the gradients' norm": values.get("grad_norm", 0.0)}
+    for name, value in watched.items():
+        if math.isfinite(value):
+            continue
         path = path.with_name("nonfinite.json")
         # As text, for JSON has no NaN.
         texts = {name: str(value) for name, value in values.items()}
         write_json(path, {"step": step, "ids": list(ids), "metrics": texts})
         raise RagJaxError(
-            f"the loss is {values['loss']} at step {step}, on examples {', '.join(ids)} "
+            f"{name} is {value} at step {step}, on examples {', '.join(ids)} "
             f"(saved in {path}); a lower learning rate or clip_norm may help"
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}

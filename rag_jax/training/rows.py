@@ -21,6 +21,7 @@ from rag_jax.data.packing import Packing, Sequences, Size
 from rag_jax.losses import hidden_logprobs
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import count_data_rows
@@ -34,11 +35,24 @@ _SAMPLED = 32  # steps on which the shapes of microbatches are chosen
 
 @dataclass(frozen=True)
 class Row:
-    """One training sequence; `spans` are the half-open ranges of each loss term's target tokens."""
+    """One training sequence; `spans` are the half-open ranges of each loss term's target tokens.
+
+    Raises:
+        RagJaxError: a span is empty, ends after the tokens, or begins with the first one, which
+            nothing before it predicts.
+    """
 
     id: str
     tokens: Sequence[int]
     spans: dict[str, tuple[int, int]]
+
+    def __post_init__(self):
+        for name, (start, stop) in self.spans.items():
+            if not 1 <= start < stop <= len(self.tokens):
+                raise RagJaxError(
+                    f"row {self.id}: span {name}={(start, stop)} of {len(self.tokens)} tokens: "
+                    "must begin at 1 or later, end at the last token or before, and not be empty"
+                )
 
     @property
     def num_targets(self) -> int:

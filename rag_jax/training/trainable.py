@@ -75,7 +75,17 @@ def make_trainable(
 
 
 def train_all(params: PyTree, *, rules: Rules, mesh: Mesh) -> Trainable:
-    """All of some parameters, in their own dtype, whatever models they are of."""
+    """All of some parameters, whatever models they are of.
+
+    Raises:
+        RagJaxError: they are narrower than float32, in which small updates vanish.
+    """
+    for leaf in jax.tree.leaves(params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            raise RagJaxError(
+                f"the weights are {leaf.dtype}, in which small updates vanish: load the model in "
+                "float32 to train it"
+            )
     return Trainable(params, None, lambda params: params, lambda trained, _: trained, rules, mesh)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.retrieval.negatives import make_miner
 from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.retrieval.validation import BestEpoch, average_rank, make_pool
 from rag_jax.runtime.errors import RagJaxError
@@ -33,9 +34,19 @@ def test_average_rank_by_counting(questions, passages, seed):
     ranks = []
     for query, positive in zip(queries, own, strict=True):
         pool = [row for row in range(passages) for _ in range(counts[row])]
+        mine = float(query @ candidates[positive])
         scores = sorted((float(query @ candidates[row]) for row in pool), reverse=True)
-        ranks.append(scores.index(float(query @ candidates[positive])))
+        others = [row for row in pool if row != positive and float(query @ candidates[row]) == mine]
+        ranks.append(scores.index(mine) + len(others) / 2)  # the middle of all orders of equals
     assert average_rank(queries, candidates, counts, own) == pytest.approx(np.mean(ranks))
+
+
+def test_encoders_that_tell_nothing_apart():
+    queries, candidates = np.zeros((2, 3), np.float32), np.ones((4, 3), np.float32)
+    counts, own = np.ones(4, int), np.asarray([0, 3])
+    assert average_rank(queries, candidates, counts, own) == 1.5
+    with pytest.raises(RagJaxError, match="embeddings are not finite"):
+        average_rank(queries * np.nan, candidates, counts, own)
 
 
 def test_the_first_relevant_passage():
@@ -45,6 +56,21 @@ def test_the_first_relevant_passage():
     assert [(pair.id, pair.positive) for pair in every] == [("a", 5), ("a", 2), ("c", 3)]
     assert [(pair.id, pair.positive) for pair in first] == [("a", 5), ("c", 3)]
     assert first[0].relevant == {5, 2}  # the other one is no negative
+
+
+def test_passages_with_the_text_of_a_relevant_one():
+    """They are no negatives, whether named or mined."""
+    passages = [
+        Passage("twin", "Seine", "It flows through Paris."),
+        Passage("5", "Seine", "It flows through Paris."),
+        Passage("other", "Rhine", "It flows through Paris."),  # as the title says, another river
+        Passage("last", "Rhine", "It flows through Basel."),
+    ]
+    questions = [Question("a", "What flows through Paris?", (), {"5": 1, "gone": 1})]
+    (record,) = make_miner(passages, questions, depth=4, count=3)(questions)
+    assert record["rows"] == [2, 3]
+    (pair,) = list_pairs(questions, [[0, 2, 1]], passages)
+    assert (pair.positive, pair.negatives, pair.relevant) == (1, (2,), {0, 1})
 
 
 def test_the_pool_has_every_passage_as_often_as_it_is_named():

@@ -71,10 +71,10 @@ def quiet(total, *, unit, initial):
     yield tqdm(disable=True)
 
 
-def run(folder, *, pack=pack, trainable=None, settings=SETTINGS, plan=PLAN, **options):
+def run(folder, *, pack=pack, trainable=None, settings=SETTINGS, plan=PLAN, ids=IDS, **options):
     folder.mkdir(exist_ok=True)
     trainable = make_trainable() if trainable is None else trainable
-    fit(plan, pack, LOSSES, trainable, settings, folder, quiet, ids=IDS, **options)
+    fit(plan, pack, LOSSES, trainable, settings, folder, quiet, ids=ids, **options)
     return load_tree(folder / "params", BASE) if (folder / "params").exists() else None
 
 
@@ -172,6 +172,31 @@ def test_an_interrupted_call_and_another_end_with_the_same_bits(tmp_path, straig
     assert packed == list(range(at // 2 * 2, STEPS))  # a checkpoint at every second step
     assert_same(found, straight[0])
     assert read_jsonl(tmp_path / "log.jsonl") == read_jsonl(straight[1] / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({"steps": 3}, "steps"),
+        ({"plan": BatchPlan([0] * EXAMPLES, batch_size=4, seed=4)}, "batches"),
+        ({"settings": replace(SETTINGS, learning_rate=0.1)}, "learning_rate"),
+        ({"ids": IDS[::-1], "steps": 8}, "steps and examples"),
+        ({"settings": replace(SETTINGS, checkpoint_every=5, microbatch_tokens=4)}, ""),
+    ],
+)
+def test_another_training_does_not_go_on_from_its_checkpoints(tmp_path, straight, changes, others):
+    def stop(step, chosen):
+        if step == 4:
+            raise KeyboardInterrupt
+        return pack(step, chosen)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, pack=stop)
+    if others:
+        with pytest.raises(RagJaxError, match=f"of a training with other {others}: give this one"):
+            run(tmp_path, **changes)
+        changes = {}
+    assert_same(run(tmp_path, **changes), straight[0])
 
 
 def test_interrupted_while_the_result_is_saved(tmp_path, straight):

@@ -224,6 +224,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     assert Checkpoints(tmp_path / "checkpoints").steps() == []
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    """Though the loss is finite: the square root of 0 has no slope."""
+
+    def measure(params, frozen, batch):
+        return jnp.sqrt(((batch["x"] @ params["in"]) ** 2).sum()) + params["out"].sum(), {}
+
+    step = make_step({"norm": measure}, OPTIMIZER)
+
+    def spoiled(step):
+        batch, ids = batch_at(step)
+        return batch | {"x": batch["x"] * (step != 4)}, ids
+
+    with pytest.raises(RagJaxError, match="the gradients' norm is nan at step 4, on examples q4-0"):
+        run(
+            tmp_path,
+            step_fn=lambda state, batch: step(state, FROZEN, [("norm", batch)]),
+            batch_at=spoiled,
+            checkpoint_every=5,
+        )
+    assert read_json(tmp_path / "nonfinite.json")["step"] == 4
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
+
+
 def test_zero_steps(tmp_path):
     state = init_state(make_params(), OPTIMIZER)
     trained = train(

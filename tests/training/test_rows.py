@@ -12,6 +12,7 @@ from tqdm import tqdm
 from rag_jax.config import MeshConfig, TrainConfig, TuningConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import load_tree
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import DECODER_RULES, make_mesh
 from rag_jax.training.loop import init_state, make_optimizer, make_step
@@ -36,6 +37,12 @@ TERMS = ("cue", "answer")
 STRATA = [i % 2 for i in range(len(ROWS))]
 SETTINGS = TrainConfig(epochs=2, batch_size=5, microbatch_tokens=32, checkpoint_every=1)
 STEPS = 4
+
+
+@pytest.mark.parametrize("span", [(0, 2), (2, 2), (3, 2), (1, 5), (-1, 3)])
+def test_spans_that_nothing_predicts_or_that_end_elsewhere(span):
+    with pytest.raises(RagJaxError, match=r"row a: span answer=.* of 4 tokens: must begin at 1"):
+        Row("a", [5, 6, 7, 8], {"cue": (1, 4), "answer": span})
 
 
 def make(mode):

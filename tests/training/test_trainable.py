@@ -12,7 +12,7 @@ from rag_jax.config import MeshConfig, TuningConfig
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import DECODER_RULES, make_mesh
-from rag_jax.training.trainable import init_trained, make_trainable, merge_trained
+from rag_jax.training.trainable import init_trained, make_trainable, merge_trained, train_all
 
 MODEL, PARAMS = make_decoder(num_layers=1)
 HALF = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
@@ -54,6 +54,13 @@ def test_the_start_is_float32_and_changes_nothing(tuning, params):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), described) == jax.tree.map(
         lambda x: (x.shape, x.dtype), start
     )
+
+
+def test_all_weights_are_trained_in_float32_alone():
+    options = {"rules": DECODER_RULES, "mesh": make_mesh(MeshConfig())}
+    assert_same(train_all(PARAMS, **options).start(), PARAMS)
+    with pytest.raises(RagJaxError, match="the weights are bfloat16, .* in float32"):
+        train_all(HALF, **options)
 
 
 def test_an_adapter_is_added_at_its_scale():

@@ -42,7 +42,7 @@ def list_stages(session: Session) -> list[Stage]:
     if validated:
         name, pool = "dev_negatives", {"depth": c.negatives.depth, "validation": c.validation}
         pool |= {"bm25": c.bm25}
-        validation = [stage(name, run_dev_negatives, pool, "corpus")]
+        validation = [stage(name, run_dev_negatives, pool, "corpus", version=2)]
         training, needs = {**training, "validation": c.validation}, (*needs, name)
     options = {"sides": 2, "shared": c.encoder.shared, "validated": validated}
     room = partial(encoder_room, c.encoder.name, **options)
@@ -51,7 +51,7 @@ def list_stages(session: Session) -> list[Stage]:
     evaluated = ("corpus", "untrained", "train", "trained")
     return [
         corpus_stage(session),
-        stage("negatives", run_negatives, mining, "corpus", **hard),
+        stage("negatives", run_negatives, mining, "corpus", version=2, **hard),
         *validation,
         stage("untrained", run_index, index, "corpus", load=load_untrained, **kept),
         stage("train", run_training, training, *needs, room=room),

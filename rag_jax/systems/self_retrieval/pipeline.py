@@ -51,12 +51,12 @@ def list_stages(session: Session) -> list[Stage]:
         return [indexing, train(second, first, start=first, titled=titled)]
 
     corpus, source = bind(session, run_titled_corpus), {**session.source, **model}
-    mined = {"depth": _DEPTH, "count": kept}
+    mining, mined = {"kept": kept, "bm25": c.bm25}, {"depth": _DEPTH, "count": kept}
     full = train_twice("indexing", "train", titled=True)
     tuned, dense_room = {**dense, "seed": c.seed}, partial(encoder_room, c.dense.encoder.name)
     stages = [
         Stage("corpus", corpus, source, version=2, check=session.check_stage),
-        stage("negatives", run_negatives, {"kept": kept, "bm25": c.bm25}, "corpus", **mined),
+        stage("negatives", run_negatives, mining, "corpus", version=2, **mined),
         trie("trie", titled=True),
         *full,
         stage("dense_tuned", run_dense_training, tuned, "corpus", "negatives", room=dense_room),

@@ -36,10 +36,11 @@ _FILE = "thresholds.json"
 def list_thresholds(scores: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T"]:
     """Thresholds that divide the questions in every possible way, in ascending order.
 
-    Each is halfway between two neighbouring scores, of which 0 and 1 are the outermost.
+    Each is halfway between two neighbouring scores, of which 0 and 1 are the outermost. The last
+    one searches for nothing, even if rounding makes a score larger than 1.
     """
     values = np.unique([0.0, *scores])
-    return (values + np.append(values[1:], 1.0)) / 2
+    return (values + np.append(values[1:], max(1.0, values[-1]))) / 2
 
 
 def choose_by_rate(scores: Float[np.ndarray, "N"], rate: float) -> dict[str, float]:

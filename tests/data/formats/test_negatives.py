@@ -83,7 +83,7 @@ class Made(str):
 def test_ids_of_a_corpus_that_no_question_names_are_not_kept(count):
     class Passages(list):
         def __iter__(self):
-            return (Passage(Made(f"p{i}"), "", "text") for i in range(count))
+            return (Passage(Made(f"p{i}"), "", f"text {i}") for i in range(count))
 
     passages, rows = Passages([None] * count), [[1], [2]]
     asked = [

@@ -14,6 +14,7 @@ from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.srrag import ask, pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.pipeline import evaluate_on
+from rag_jax.systems.srrag.policy import weigh
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.thresholds import choose_by_accuracy, choose_by_rate
 from systems.asked import read_facts, read_text
@@ -56,6 +57,14 @@ def test_a_threshold_is_halfway_between_two_scores():
     assert choose_by_rate(np.asarray([0.2, 0.4, 0.8]), 0.0)["tau"] == pytest.approx(0.9)
     # Without votes for a search the rule searches at no threshold.
     assert choose_by_rate(np.zeros(3), 1.0) == {"tau": 0.5, "retrieval_rate": 0.0}
+
+
+def test_a_mass_that_rounds_to_more_than_one_can_be_left_unsearched():
+    above = np.nextafter(np.float32(0.5), np.float32(1))
+    probabilities = np.asarray([[0.0, 0.5, above]], np.float32)
+    assert probabilities.astype(float).sum() > 1
+    scores = weigh(probabilities, None, ["verbalise", "search", "search"]).search
+    assert choose_by_rate(scores, 0.0)["retrieval_rate"] == 0.0
 
 
 # A run.
