@@ -288,10 +288,7 @@ RUNS = {
         cut_squad,
     ),
     "prag": Run("configs/prag.py"),
-    "prag_ablations": Run(
-        "configs/prag.py",
-        ("--config.ablations=True", "--config.evaluate_on=dev", "--config.questions=30"),
-    ),
+    "prag_ablations": Run("configs/prag.py", ("--config.ablations=True",), folder="prag"),
     "prag_2wiki": Run(
         "configs/prag.py",
         (
