@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     entries = _read_entries(options, system)
     workdir = command.find_workdir(arguments, options)
     parts = [Path(part).resolve().name for part in str(data).split(os.pathsep)]
-    name = "-".join([*parts, *([split] if split == "dev" else [])])
+    name = "-".join(parts + ["dev"] * (split == "dev"))
     if options["untrained"]:
         if options["workdir"]:
             raise RagJaxError("--untrained: takes no work folder; leave --workdir out")

@@ -11,13 +11,13 @@ from rag_jax.data.formats.flashrag import parse, write_questions
 from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import write_passages
 from rag_jax.data.questions import Collection, Question, choose_questions
+from rag_jax.pipeline.protect import MADE_FROM, check_made
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl, replace_folder, write_json
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 
-# The comparison's own record of the data, hidden from the readers of folders.
-_RECORD, _SCRATCH = ".made_from.json", ".passages.jsonl"
+_SCRATCH = ".passages.jsonl"  # hidden from the readers of folders
 
 
 def describe_data(config: CompareConfig) -> dict[str, Any]:
@@ -52,11 +52,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
     if is_prepared(folder, described):
         log(f"data: kept ({folder})")
         return True
-    if folder.exists() and not (folder / _RECORD).exists():
-        raise RagJaxError(
-            f"{folder}: was not made by this command, which would write passages and questions "
-            "there; give the comparison another folder with --workdir"
-        )
+    check_made(folder)
     with replace_folder(folder) as new:
         keep = partial(write_passages, new / _SCRATCH)
         collection = _leave_out_missing(read_collection(config.data, config.world, keep=keep))
@@ -68,7 +64,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         counts["passages"] = len(collection.passages)
         for path in new.glob(".passages.*"):
             path.unlink()
-        write_json(new / _RECORD, {"made_from": described, "counts": counts, "alike": alike})
+        write_json(new / MADE_FROM, {"made_from": described, "counts": counts, "alike": alike})
     log("data: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return False
 
@@ -96,7 +92,7 @@ def _leave_out_missing(collection: Collection) -> Collection:
 
 def is_prepared(folder: Path, described: dict[str, Any]) -> bool:
     """Whether a folder has the data that is described so."""
-    record = folder / _RECORD
+    record = folder / MADE_FROM
     if not record.exists():
         return False
     with parsing(record):
@@ -107,8 +103,8 @@ def is_prepared(folder: Path, described: dict[str, Any]) -> bool:
 
 def count_passages(folder: Path) -> int:
     """The number of passages of prepared data."""
-    with parsing(folder / _RECORD):
-        return int(read_json(folder / _RECORD)["counts"]["passages"])
+    with parsing(folder / MADE_FROM):
+        return int(read_json(folder / MADE_FROM)["counts"]["passages"])
 
 
 def choose_all(

@@ -15,6 +15,8 @@ from rag_jax.runtime.files import open_atomic, read_json, write_json
 from rag_jax.runtime.outside import parsing
 
 REPORT, PAGE = "report.json", "report.html"
+# Of a folder of data, hidden from the readers of folders: what it was made from.
+MADE_FROM = ".made_from.json"
 SEEDS = "seeds"  # in a work folder, the runs of further seeds and the report over all of them
 INDEX = "index"  # what a work folder that holds an index alone has for a system
 _BODY = "<body>\n"
@@ -119,6 +121,15 @@ def check_same(stages: Sequence[Stage], workdir: Path, system: str) -> None:
         raise RagJaxError(
             f"{workdir}: was made with other settings ({_sum_up(changes)}): give those that the "
             "run was made with"
+        )
+
+
+def check_made(folder: Path) -> None:
+    """Raises a RagJaxError if a folder for data is there that no command of ours has made."""
+    if folder.exists() and not (folder / MADE_FROM).exists():
+        raise RagJaxError(
+            f"{folder}: was not made by this command, which would write its questions there; give "
+            "the run another folder with --workdir"
         )
 
 

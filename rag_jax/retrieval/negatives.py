@@ -12,6 +12,7 @@ from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.retrieval.bm25 import BM25
+from rag_jax.retrieval.pairs import read_relevant
 from rag_jax.retrieval.texts import make_text
 from rag_jax.search_config import BM25Config
 
@@ -36,9 +37,8 @@ def make_miner(
         return BM25.build(map(make_text, passages), settings)
 
     @functools.cache
-    def read_relevant() -> dict[str, tuple[str, str]]:
-        wanted = {id for question in questions for id in question.relevant}
-        return {p.id: (p.title, p.text) for p in passages if p.id in wanted}
+    def read_texts() -> dict[str, tuple[str, str]]:
+        return read_relevant(questions, passages)
 
     @functools.cache
     def number_rows() -> dict[str, int]:
@@ -51,7 +51,8 @@ def make_miner(
         if searched:
             _, ranked = build_bm25().search([question.question for question in searched], depth)
             for question, found in zip(searched, ranked, strict=True):
-                known = [read_relevant()[id] for id in question.relevant if id in read_relevant()]
+                texts = read_texts()
+                known = [texts[id] for id in question.relevant if id in texts]
                 options = {"relevant": known, "count": count}
                 rows[question.id] = choose_negatives(question, found, passages, **options)
         return [{"id": question.id, "rows": rows[question.id]} for question in batch]

@@ -47,8 +47,7 @@ def list_pairs(
     if len(negatives) != len(questions):
         raise ValueError(f"negatives: {len(negatives)} rows for {len(questions)} questions")
     count = 1 if positives == "first" else None
-    wanted = {id for question in questions for id in question.relevant}
-    texts = {p.id: (p.title, p.text) for p in passages if p.id in wanted}
+    texts = read_relevant(questions, passages)
     rows, alike = dict.fromkeys(texts, -1), {text: [] for text in texts.values()}
     for row, passage in enumerate(passages):
         if passage.id in texts:
@@ -63,3 +62,11 @@ def list_pairs(
         others = tuple(row for row in wrong if row not in relevant)
         pairs += [Pair(question.id, number, rows[id], others, relevant) for id in named[:count]]
     return pairs
+
+
+def read_relevant(
+    questions: Sequence[Question], passages: Sequence[Passage]
+) -> dict[str, tuple[str, str]]:
+    """Title and text, by id, of the passages that are relevant to some question."""
+    wanted = {id for question in questions for id in question.relevant}
+    return {p.id: (p.title, p.text) for p in passages if p.id in wanted}

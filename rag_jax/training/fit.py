@@ -96,8 +96,9 @@ def fit(
     if (folder / PARAMS).exists() or (folder / _ENDED).exists():
         return
     total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
-    checkpoints = Checkpoints(folder / "checkpoints")
-    _check_continued(folder / "checkpoints", plan, settings, ids, total)
+    place = folder / "checkpoints"
+    _check_continued(place, plan, settings, ids, total)
+    checkpoints = Checkpoints(place)
     if (most := _MOST_STEPS.get()) is not None:
         total = min(total, most)
     optimizer = make_optimizer(settings, max(total, 1), rates=trainable.rates)

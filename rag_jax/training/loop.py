@@ -308,15 +308,13 @@ def _log_step(
     """Writes a step's line; returns the metrics that it has, None for one that is not finite."""
     values = {name: float(value) for name, value in metrics.items()}
     watched = {"the loss": values["loss"], "the gradients' norm": values.get("grad_norm", 0.0)}
-    for name, value in watched.items():
-        if math.isfinite(value):
-            continue
+    if broken := [name for name, value in watched.items() if not math.isfinite(value)]:
         path = path.with_name("nonfinite.json")
         # As text, for JSON has no NaN.
         texts = {name: str(value) for name, value in values.items()}
         write_json(path, {"step": step, "ids": list(ids), "metrics": texts})
         raise RagJaxError(
-            f"{name} is {value} at step {step}, on examples {', '.join(ids)} "
+            f"{broken[0]} is {watched[broken[0]]} at step {step}, on examples {', '.join(ids)} "
             f"(saved in {path}); a lower learning rate or clip_norm may help"
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from rag_jax.data.formats import BadLines, jsonl, stream_passages
 from rag_jax.data.passages import PassageFile, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, store_questions
+from rag_jax.pipeline.protect import MADE_FROM, check_made
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.pipeline.workdir import hold_lock
@@ -36,7 +37,6 @@ from rag_jax.systems.questions.write import run_writing
 from rag_jax.systems.session import make_stage
 
 DATA = "data"  # the folder for the reader, in the work folder
-_RECORD = ".made_from.json"  # hidden from the readers of folders
 SPLITS = "test", "dev", "train"
 
 
@@ -169,14 +169,10 @@ def write_questions(config: QuestionsConfig, workdir: Path) -> dict[str, int]:
 
 def _is_kept(folder: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether the folder holds the questions of these settings, changed by hand or not."""
+    check_made(folder)
     if not folder.exists():
         return False
-    record = folder / _RECORD
-    if not record.exists():
-        raise RagJaxError(
-            f"{folder}: was not made by this command, which would write its questions there; give "
-            "the run another folder with --workdir"
-        )
+    record = folder / MADE_FROM
     with parsing(record):
         made = read_json(record)
         changed = [n for n, digest in made["sums"].items() if not _has_sum(folder / n, digest)]
@@ -216,7 +212,7 @@ def _fill(folder: Path, stages: Path, made_from: Mapping[str, Any]) -> None:
             if own:
                 write_jsonl(new / _name_file(split), own)
         sums = {path.name: hash_file(path) for path in sorted(new.glob("*_questions.jsonl"))}
-        write_json(new / _RECORD, {"made_from": made_from, "sums": sums})
+        write_json(new / MADE_FROM, {"made_from": made_from, "sums": sums})
 
 
 def _name_file(split: str) -> str:
