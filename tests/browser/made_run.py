@@ -114,7 +114,7 @@ def write_run(folder, *, seed=0, questions=None, methods=("alone", "routed")):
         model=f"model {HOSTILE}",
         dataset="made",
         methods=numbers,
-        stages=[stage],
+        stages=[{**stage, "name": "corpus", "programs": {}}, stage],
         predictions=records,
         columns=("n", "accuracy"),
         scores={"accuracy": "correct", "f1": "f1"},
