@@ -158,7 +158,7 @@ def main() -> None:
     changes = choose_changes(workdir, settings["world"], config.questions)
     write_data(folder / "data", worlds[0].passages, changes)
     run = folder / "run"
-    _, *flags = find_command(arguments.run, RUNS[arguments.run], Path(), arguments.runs)
+    _, *flags = find_command(arguments.run, RUNS[arguments.run], Path(), arguments.runs, Path())
     flags += [f"--data={folder / 'data'}", f"--out={run}"]
     subprocess.run([sys.executable, "launch/evaluate.py", *flags], check=True)
     retrieved = {r["id"]: r["passages"] for r in read_jsonl(run / "stages/retrieve/found.jsonl")}

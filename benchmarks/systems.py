@@ -1,14 +1,16 @@
 """The runs of the documentation: all systems, on the built-in encyclopedia and on real data.
 
-    python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
+    python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [--models=FOLDER] [NAME ...]
 
 Needs the extra `demo`. Runs the named ones, or all, through their scripts in `launch/`, each in a
 work folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
-the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
-has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
-`popqa` (`questions.jsonl`, `passages.jsonl`), `triviaqa`, `arc_challenge`, `pubhealth`,
-`2wikimultihopqa`, `scifact` (BEIR), and `factbook`, what `launch/write_questions.py` has made of
-the World Factbook (`docs/guides/questions.md`).
+the seconds; of a comparison also `NAME_SYSTEM.json`. The same command again continues. Real data is
+read from FOLDER (default `data`), which has, as their authors publish them: `squad` (dev and train,
+passages and questions as JSON lines), `popqa` (`questions.jsonl`, `passages.jsonl`), `triviaqa`,
+`arc_challenge`, `pubhealth`, `2wikimultihopqa`, `scifact` (BEIR), and `factbook`, what
+`launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`). The model
+of `compare_popqa`, which no hub has by name, is read from a folder of that name in FOLDER of
+`--models` (default `models`).
 """
 
 import argparse
@@ -23,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rag_jax.evaluation.answers import match
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.paths import expand_path
 
@@ -42,6 +45,7 @@ class Run:
         parts: the folders in it, where they are a mixture of datasets.
         folder: the work folder, if it is another run's, whose stages are kept.
         asked: the folder of the prepared data that a finished run is evaluated on.
+        model: the folder of the language model, if it is not the config's.
         script: of `launch/`, that runs it.
     """
 
@@ -52,6 +56,7 @@ class Run:
     parts: tuple[str, ...] = ()
     folder: str = ""
     asked: str = ""
+    model: str = ""
     script: str = "launch/train.py"
 
 
@@ -117,6 +122,49 @@ def keep_squad(source: Path, folder: Path) -> None:
     write(folder / "passages.jsonl", read_jsonl(source / "dev_passages.jsonl"))
     write(folder / "test_questions.jsonl", asked[:300])
     write(folder / "dev_questions.jsonl", asked[300:])
+
+
+def cut_popqa(source: Path, folder: Path) -> None:
+    """A hundred and sixty questions of PopQA, of as many subjects, and a corpus of 300 passages.
+
+    40 questions to train on, 40 for choices and 80 to ask, each with a passage of its subject that
+    holds an answer. The corpus has all passages of these subjects and others, drawn at random, all
+    of them cut to their first 64 words.
+    """
+    passages = read_jsonl(source / "passages.jsonl")
+    for passage in passages:
+        passage["text"] = " ".join(passage["text"].split()[:64])
+    by_title: dict[str, list[dict[str, Any]]] = {}
+    for passage in passages:
+        by_title.setdefault(passage["title"], []).append(passage)
+    asked = {}
+    for question in read_jsonl(source / "questions.jsonl"):
+        title = question["s_wiki_title"]
+        relevant = {
+            str(passage["id"]): 1
+            for passage in by_title.get(title, ())
+            if match(passage["text"], question["answers"])
+        }
+        if relevant and question["s_pop"] is not None:
+            about = {"type": question["prop"], "popularity": question["s_pop"]}
+            asked.setdefault(title, []).append(
+                {
+                    "id": f"popqa-{question['idx']}",
+                    "question": question["question"],
+                    "golden_answers": question["answers"],
+                    "metadata": {**about, "relevant": relevant},
+                }
+            )
+    drawn = random.Random(0)
+    titles = drawn.sample(sorted(asked), 160)
+    chosen = [drawn.choice(asked[title]) for title in titles]
+    own = [passage for title in titles for passage in by_title[title]]
+    others = [passage for passage in passages if passage["title"] not in {*titles}]
+    own += drawn.sample(others, 300 - len(own))
+    write(folder / "passages.jsonl", drawn.sample(own, len(own)))
+    parts = {"train": chosen[:40], "dev": chosen[40:80], "test": chosen[80:]}
+    for name, part in parts.items():
+        write(folder / f"{name}_questions.jsonl", part)
 
 
 def mix_routing(source: Path, folder: Path) -> None:
@@ -328,6 +376,14 @@ RUNS = {
         "factbook",
         script="launch/compare.py",
     ),
+    "compare_popqa": Run(
+        "configs/compare.py",
+        ("--config.questions=0", "--config.prag.augment.by=model"),
+        "popqa",
+        cut_popqa,
+        model="qwen2.5-coder-0.5b",
+        script="launch/compare.py",
+    ),
 }
 
 
@@ -338,9 +394,11 @@ def write(path: Path, records: Sequence[Any]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
+def find_command(name: str, run: Run, data: Path, runs: Path, models: Path) -> list[str]:
     """The script and its arguments; prepares the run's data."""
     flags, owner = [*run.flags], run.folder or name
+    if run.model:
+        flags.insert(0, f"--config.model.name={models / run.model}")
     if run.data:
         folder = data / run.data
         if run.prepare is not None:
@@ -379,24 +437,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=expand_path, default=Path("data"))
     parser.add_argument("--runs", type=expand_path, default=Path("runs"))
+    parser.add_argument("--models", type=expand_path, default=Path("models"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args()
 
     def shorten(text: str) -> str:
-        return text.replace(f"{arguments.runs / 'data'}/", "").replace(f"{arguments.data}/", "")
+        for folder in (arguments.runs / "data", arguments.data, arguments.models):
+            text = text.replace(f"{folder}/", "")
+        return text
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or RUNS:
         run = RUNS[name]
-        command = find_command(name, run, arguments.data, arguments.runs)
+        command = find_command(name, run, arguments.data, arguments.runs, arguments.models)
         subprocess.run([sys.executable, *command], check=True)
         folder = arguments.runs / (name if run.asked else run.folder or name)
-        file = folder / "report.json"
-        report = json.loads(file.read_text()) if file.exists() else None
-        if report is None or "under_change" in report:  # SIGTERM ends a command with status 0
-            sys.exit(f"{name} was stopped; the same command continues")
-        text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        reports = {name: folder / "report.json"}
+        reports |= {f"{name}_{file.parent.name}": file for file in folder.glob("*/report.json")}
+        for result, file in reports.items():
+            report = json.loads(file.read_text()) if file.exists() else None
+            if report is None or "under_change" in report:  # SIGTERM ends a command with status 0
+                sys.exit(f"{name} was stopped; the same command continues")
+            text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)
+            (RESULTS / f"{result}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def augment_stage(session: Session, name: str, model: Mapping[str, Any], *, foun
         settings,
         *("corpus", found),
         divisible=("augmented.jsonl",),
-        version=3 if draws else 2,
+        version=4 if draws else 2,
         found=found,
     )
 

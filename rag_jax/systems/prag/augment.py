@@ -61,6 +61,11 @@ def run_augmentation(
         "augmented.jsonl", documents, augment_batch, batch_size=augment.batch_size, unit="documents"
     )
     report_left_out(records)
+    kept = [record for record in records if not record["error"]]
+    asked = {"rewrites": ("rewrites", augment.rewrites), "pairs": ("questions", augment.questions)}
+    for name, (unit, wanted) in asked.items():
+        if fewer := sum(len(record[name]) < wanted for record in kept):
+            log(f"{fewer} of {len(kept)} documents have fewer than {wanted} usable {unit}")
     cut = sum(record["cut"] for record in records)
     if cut:
         log(f"{cut} passages were cut to {format.max_text} tokens (config.model.max_text)")
@@ -80,10 +85,10 @@ def _describe(
     error = None
     if augmented is None:
         error, augmented = "its text is empty", Augmented((), ())
-    elif len(augmented.rewrites) < augment.rewrites:
-        error = "no usable rewrites"
     elif augment.questions and not augmented.pairs:
         error = "no usable questions"
+    elif not augment.questions and not augmented.rewrites:
+        error = "no usable rewrites"
     texts = {"rewrites": augmented.rewrites, "pairs": augmented.pairs}
     return {"id": passage.id, **texts, "cut": format.is_cut(passage.text), "error": error}
 

@@ -30,7 +30,7 @@ from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.systems.prag.data import Augmented, make_examples
+from rag_jax.systems.prag.data import Augmented, make_examples, repeat_examples
 from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Answers, Engine
 from rag_jax.systems.prag.pipeline import list_stages
@@ -512,10 +512,14 @@ def test_reasoned_answers_from_an_empty_folder(make_config, tmp_path):
 
 
 class Writer:
-    """Stands for the continuation of prompts by a model that writes usable augmentations."""
+    """Stands for the continuation of prompts by a model that writes usable augmentations.
 
-    def __init__(self, monkeypatch):
-        self.bases, self.instructions = [], []
+    Args:
+        rewrite: the text of a rewrite, with places for a country and a town.
+    """
+
+    def __init__(self, monkeypatch, *, rewrite="In {country} lies the town of {town}."):
+        self.bases, self.instructions, self.rewrite = [], [], rewrite
         monkeypatch.setattr(asking, "continue_prompts", self)
 
     def __call__(self, base, prompts, **options):
@@ -530,7 +534,7 @@ class Writer:
             full = f"{pair}\nFull answer: {place} lies in {country}."
             texts.append(full if "Full answer" in asked else pair)
             if "Restate" in asked:
-                texts[-1] = f"In {country} lies the town of {place}."
+                texts[-1] = self.rewrite.format(country=country, town=place)
         return [base.tokenizer.encode(text) for text in texts]
 
 
@@ -558,6 +562,29 @@ def test_another_model_augments(make_config, llama_folder, tmp_path, monkeypatch
         assert (answer in full) if reasoning else (full == "")
     run_stages(list_stages(session)[:-1], tmp_path / "run")
     assert loaded == ["augment.model", "model.name"]
+
+
+def test_documents_without_usable_rewrites_are_encoded(make_config, tmp_path, monkeypatch, capsys):
+    """They take as many steps as others, on the passage and the questions that they have."""
+    Writer(monkeypatch, rewrite="It is a town.")
+    session = Session(build(PRAGConfig, make_config(**{"augment.by": "model"})))
+    run_stages(list_stages(session)[:4], tmp_path / "run")
+    records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
+    assert all(record["rewrites"] == [] and not record["error"] for record in records)
+    said = capsys.readouterr().err
+    count = len(records)
+    assert f"{count} of {count} documents have fewer than 1 usable rewrites" in said
+    assert f"{count} of {count} documents have fewer than 3 usable questions" in said
+    encoded = {r["id"]: r for r in read_jsonl(tmp_path / "run/stages/encode/encoded.jsonl")}
+    assert {*encoded} == {record["id"] for record in records}
+    format, augment = session.format, session.config.augment
+    passages = {passage.id: passage for passage in session.passages}
+    for record in records:
+        texts = Augmented((), tuple(Pair(*pair) for pair in record["pairs"]))
+        examples = make_examples(format, passages[record["id"]], texts, questions=augment.questions)
+        assert len(examples) == 3  # of five steps
+        tokens = sum(map(len, repeat_examples(examples, 5)))
+        assert encoded[record["id"]]["tokens"] == tokens and not encoded[record["id"]]["error"]
 
 
 def test_the_augmenting_model_is_part_of_the_augmentation(make_config, llama_folder, bert_folder):
