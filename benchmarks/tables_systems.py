@@ -14,11 +14,21 @@ RESULTS = Path(__file__).parent / "results" / "systems"
 Rows = list[list[str]]
 
 ENCYCLOPEDIA = "encyclopedia"
+HALF = "PopQA, 0.5B"  # parameters of the model; all others have 135M
 RUNS = {
-    "srrag": {ENCYCLOPEDIA: "srrag", "PopQA": "srrag_popqa"},
-    "rag": {ENCYCLOPEDIA: "rag", "SQuAD": "rag_squad"},
-    "self_retrieval": {ENCYCLOPEDIA: "self_retrieval", "SQuAD": "self_retrieval_squad"},
-    "prag": {ENCYCLOPEDIA: "prag", "SQuAD": "prag_squad", "2WikiMultihopQA": "prag_2wiki"},
+    "srrag": {ENCYCLOPEDIA: "srrag", "PopQA": "srrag_popqa", HALF: "compare_popqa_srrag"},
+    "rag": {ENCYCLOPEDIA: "rag", "SQuAD": "rag_squad", HALF: "compare_popqa_rag"},
+    "self_retrieval": {
+        ENCYCLOPEDIA: "self_retrieval",
+        "SQuAD": "self_retrieval_squad",
+        HALF: "compare_popqa_self_retrieval",
+    },
+    "prag": {
+        ENCYCLOPEDIA: "prag",
+        "SQuAD": "prag_squad",
+        "2WikiMultihopQA": "prag_2wiki",
+        HALF: "compare_popqa_prag",
+    },
     "dpr": {ENCYCLOPEDIA: "dpr", "SciFact": "dpr_scifact"},
 }
 
@@ -430,5 +440,6 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),
     "compare_factbook": lambda: list_compared("compare_factbook"),
+    "compare_popqa": lambda: list_compared("compare_popqa"),
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
 }
