@@ -449,7 +449,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def shorten(text: str) -> str:
-        for folder in (arguments.runs / "data", arguments.data, arguments.models):
+        for folder in (arguments.runs / "data", arguments.runs, arguments.data, arguments.models):
             text = text.replace(f"{folder}/", "")
         return text
 

@@ -270,7 +270,7 @@ def list_rag_memory() -> Rows:
 def list_prag_coverage() -> Rows:
     """Exact match by whether the gold answer was trained into the documents' adapters."""
     rows = [["data", "questions", "method", "trained to say", "others"]]
-    for data in (ENCYCLOPEDIA, "SQuAD"):
+    for data in (ENCYCLOPEDIA, "SQuAD", HALF):
         tables = read_run(RUNS["prag"][data])["tables"]
         (table,) = (t for title, t in tables.items() if "trained to say" in title)
         (_, *parts), *found = table

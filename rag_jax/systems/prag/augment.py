@@ -65,7 +65,7 @@ def run_augmentation(
     asked = {"rewrites": ("rewrites", augment.rewrites), "pairs": ("questions", augment.questions)}
     for name, (unit, wanted) in asked.items():
         if fewer := sum(len(record[name]) < wanted for record in kept):
-            log(f"{fewer} of {len(kept)} documents have fewer than {wanted} usable {unit}")
+            log(f"{fewer} of {len(kept)} documents have too few usable {unit} ({wanted} asked for)")
     cut = sum(record["cut"] for record in records)
     if cut:
         log(f"{cut} passages were cut to {format.max_text} tokens (config.model.max_text)")

@@ -573,8 +573,8 @@ def test_documents_without_usable_rewrites_are_encoded(make_config, tmp_path, mo
     assert all(record["rewrites"] == [] and not record["error"] for record in records)
     said = capsys.readouterr().err
     count = len(records)
-    assert f"{count} of {count} documents have fewer than 1 usable rewrites" in said
-    assert f"{count} of {count} documents have fewer than 3 usable questions" in said
+    assert f"{count} of {count} documents have too few usable rewrites (1 asked for)" in said
+    assert f"{count} of {count} documents have too few usable questions (3 asked for)" in said
     encoded = {r["id"]: r for r in read_jsonl(tmp_path / "run/stages/encode/encoded.jsonl")}
     assert {*encoded} == {record["id"] for record in records}
     format, augment = session.format, session.config.augment
