@@ -220,16 +220,22 @@ def judge(claim: Claim, trial: Trial) -> Found:
     """What came out: reproduced if the interval is above 0, not seen if the paper's number is not.
 
     That is, if the paper's difference is above the interval, and so would have shown with as many
-    questions. Without a number of the paper, an interval below 0 is "not seen".
+    questions. Without a number of the paper, an interval below 0 is "not seen". Where what the
+    method is compared with scores so high that the paper's difference has no room, a difference
+    that may be 0 says nothing.
     """
-    pair = read_run(trial.run)[trial.compared]["rows"][trial.row][trial.score]
+    run = read_run(trial.run)
+    paired = run[trial.compared]
+    pair = paired["rows"][trial.row][trial.score]
     differences = (pair["difference"], *pair["ci95"])  # of the row from the method
     difference, *ends = (-trial.sign * value + 0.0 for value in differences)
     low, high = sorted(ends)
-    if not trial.able:
-        verdict = UNABLE
-    elif low > 0:
+    other = trial.row if trial.sign == 1 else paired["reference"]
+    room = 1 - run["methods"].get(other, {}).get(trial.score, 0)
+    if trial.able and low > 0:
         verdict = REPRODUCED
+    elif not trial.able or (low <= 0 <= high and room < (claim.effect or 0)):
+        verdict = UNABLE
     else:
         verdict = NOT_SEEN if high < (claim.effect or 0) else UNDECIDED
     return Found(pair["n"], difference, low, high, verdict)
