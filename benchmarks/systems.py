@@ -9,8 +9,8 @@ read from FOLDER (default `data`), which has, as their authors publish them: `sq
 passages and questions as JSON lines), `popqa` (`questions.jsonl`, `passages.jsonl`), `triviaqa`,
 `arc_challenge`, `pubhealth`, `2wikimultihopqa`, `scifact` (BEIR), and `factbook`, what
 `launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`). The model
-of `compare_popqa`, which no hub has by name, is read from a folder of that name in FOLDER of
-`--models` (default `models`).
+of `compare_popqa` and `self_retrieval_popqa`, which no hub has by name, is read from a folder of
+that name in FOLDER of `--models` (default `models`).
 """
 
 import argparse
@@ -30,6 +30,7 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
+HALF = "qwen2.5-coder-0.5b"  # a folder of `--models`
 ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")
 
 
@@ -335,6 +336,14 @@ RUNS = {
         "squad",
         cut_squad,
     ),
+    "self_retrieval_popqa": Run(
+        "configs/self_retrieval.py",
+        # Chosen on the 40 development questions.
+        ("--config.ablations=True", "--config.search.lengths=mean"),
+        "popqa",
+        cut_popqa,
+        model=HALF,
+    ),
     "prag": Run("configs/prag.py"),
     "prag_ablations": Run("configs/prag.py", ("--config.ablations=True",), folder="prag"),
     "prag_2wiki": Run(
@@ -388,7 +397,7 @@ RUNS = {
         ),
         "popqa",
         cut_popqa,
-        model="qwen2.5-coder-0.5b",
+        model=HALF,
         script="launch/compare.py",
     ),
 }

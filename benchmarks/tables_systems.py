@@ -21,7 +21,7 @@ RUNS = {
     "self_retrieval": {
         ENCYCLOPEDIA: "self_retrieval",
         "SQuAD": "self_retrieval_squad",
-        HALF: "compare_popqa_self_retrieval",
+        HALF: "self_retrieval_popqa",
     },
     "prag": {
         ENCYCLOPEDIA: "prag",
