@@ -30,7 +30,7 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
-HALF = "qwen2.5-coder-0.5b"  # a folder of `--models`
+QWEN = "qwen2.5-coder-0.5b"  # a folder of `--models`
 ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")
 
 
@@ -140,13 +140,15 @@ def cut_popqa(source: Path, folder: Path) -> None:
         by_title.setdefault(passage["title"], []).append(passage)
     asked = {}
     for question in read_jsonl(source / "questions.jsonl"):
+        if question["s_pop"] is None:
+            continue
         title = question["s_wiki_title"]
         relevant = {
             str(passage["id"]): 1
             for passage in by_title.get(title, ())
             if match(passage["text"], question["answers"])
         }
-        if relevant and question["s_pop"] is not None:
+        if relevant:
             about = {"type": question["prop"], "popularity": question["s_pop"]}
             asked.setdefault(title, []).append(
                 {
@@ -159,8 +161,8 @@ def cut_popqa(source: Path, folder: Path) -> None:
     drawn = random.Random(0)
     titles = drawn.sample(sorted(asked), 160)
     chosen = [drawn.choice(asked[title]) for title in titles]
-    own = [passage for title in titles for passage in by_title[title]]
-    others = [passage for passage in passages if passage["title"] not in {*titles}]
+    own = [passage for title in titles for passage in by_title.pop(title)]
+    others = [passage for passage in passages if passage["title"] in by_title]
     own += drawn.sample(others, 300 - len(own))
     write(folder / "passages.jsonl", drawn.sample(own, len(own)))
     parts = {"train": chosen[:40], "dev": chosen[40:80], "test": chosen[80:]}
@@ -342,7 +344,7 @@ RUNS = {
         ("--config.ablations=True", "--config.search.lengths=mean"),
         "popqa",
         cut_popqa,
-        model=HALF,
+        model=QWEN,
     ),
     "prag": Run("configs/prag.py"),
     "prag_ablations": Run("configs/prag.py", ("--config.ablations=True",), folder="prag"),
@@ -397,7 +399,7 @@ RUNS = {
         ),
         "popqa",
         cut_popqa,
-        model=HALF,
+        model=QWEN,
         script="launch/compare.py",
     ),
 }

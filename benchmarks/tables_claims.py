@@ -239,13 +239,14 @@ def judge(claim: Claim, trial: Trial) -> Found:
     difference, *ends = (-trial.sign * value + 0.0 for value in differences)
     low, high = sorted(ends)
     other = trial.row if trial.sign == 1 else paired["reference"]
-    room = 1 - run["methods"].get(other, {}).get(trial.score, 0)
+    effect = claim.effect or 0
+    has_room = not effect or run["methods"][other][trial.score] + effect <= 1
     if trial.able and low > 0:
         verdict = REPRODUCED
-    elif not trial.able or (low <= 0 <= high and room < (claim.effect or 0)):
+    elif not trial.able or (high >= 0 and not has_room):
         verdict = UNABLE
     else:
-        verdict = NOT_SEEN if high < (claim.effect or 0) else UNDECIDED
+        verdict = NOT_SEEN if high < effect else UNDECIDED
     return Found(pair["n"], difference, low, high, verdict)
 
 

@@ -38,7 +38,7 @@ def run_augmentation(
     seed: int,
     found: str = "retrieve",
 ) -> None:
-    """Augments every document that is to be encoded; says which are left out, and why.
+    """Augments every document that is to be encoded; says which are left out or have too little.
 
     Full answers are asked for where adapters are trained on them, with `prompt.reasoning`.
 
@@ -62,8 +62,8 @@ def run_augmentation(
     )
     report_left_out(records)
     kept = [record for record in records if not record["error"]]
-    asked = {"rewrites": ("rewrites", augment.rewrites), "pairs": ("questions", augment.questions)}
-    for name, (unit, wanted) in asked.items():
+    asked = ("rewrites", "rewrites", augment.rewrites), ("pairs", "questions", augment.questions)
+    for name, unit, wanted in asked:
         if fewer := sum(len(record[name]) < wanted for record in kept):
             log(f"{fewer} of {len(kept)} documents have too few usable {unit} ({wanted} asked for)")
     cut = sum(record["cut"] for record in records)
