@@ -4,7 +4,7 @@
     python benchmarks/pilot.py [--data=data] [--model=NAME] [--questions=300] [--split=train]
         [--runs=runs] [--out=FILE]
 
-The datasets are those of `systems.ROUTING`, from the folder of all data as for `systems.py`;
+The datasets are those of `prepare.ROUTING`, from the folder of all data as for `systems.py`;
 NAME is a model that `load` knows, or its folder. Questions of each, at most --questions, are
 answered at once, from a document that the model writes first, and from the first passage that
 all-MiniLM-L6-v2 finds among those of all. Reading hurts where it alone is wrong, against either of
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from systems import ROUTING, mix_routing
+from prepare import ROUTING, mix_routing
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import read_collection

@@ -16,22 +16,28 @@ that name in FOLDER of `--models` (default `models`).
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rag_jax.evaluation.answers import match
-from rag_jax.runtime.files import read_jsonl
+from prepare import (
+    cut_popqa,
+    cut_squad,
+    keep_squad,
+    mix_routing,
+    mix_sources,
+    open_squad,
+    split_popqa,
+)
+
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
 QWEN = "qwen2.5-coder-0.5b"  # a folder of `--models`
-ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")
+MODELS = {"configs/rag.py": "generator"}  # the settings of the language model, if not `model`
 
 
 @dataclass(frozen=True)
@@ -59,159 +65,6 @@ class Run:
     asked: str = ""
     model: str = ""
     script: str = "launch/train.py"
-
-
-def split_popqa(source: Path, folder: Path) -> None:
-    """PopQA's questions on subjects with a passage and a known popularity, split by subject.
-
-    No subject is both trained on and asked about.
-    """
-    passages = read_jsonl(source / "passages.jsonl")
-    questions = read_jsonl(source / "questions.jsonl")
-    titles = {passage["title"] for passage in passages}
-    asked = [q for q in questions if q["s_pop"] is not None and q["s_wiki_title"] in titles]
-    subjects = sorted({q["s_wiki_title"] for q in asked})
-    random.Random(0).shuffle(subjects)
-    parts = {"train": subjects[:400], "dev": subjects[400:600], "test": subjects[600:]}
-    write(folder / "passages.jsonl", passages)
-    for name, part in parts.items():
-        chosen = [q for q in asked if q["s_wiki_title"] in part]
-        write(folder / f"{name}_questions.jsonl", chosen)
-
-
-def cut_squad(source: Path, folder: Path) -> None:
-    """Ten articles of SQuAD's development set, with 160, 60 and 80 of their questions."""
-    passages = read_jsonl(source / "dev_passages.jsonl")
-    questions = read_jsonl(source / "dev_questions.jsonl")
-    titles = list(dict.fromkeys(passage["title"] for passage in passages))[:10]
-    asked = random.Random(0).sample([q for q in questions if q["title"] in titles], 300)
-    write(folder / "passages.jsonl", [p for p in passages if p["title"] in titles])
-    write(folder / "train_questions.jsonl", asked[:160])
-    write(folder / "dev_questions.jsonl", asked[160:220])
-    write(folder / "test_questions.jsonl", asked[220:])
-
-
-def open_squad(source: Path, folder: Path) -> None:
-    """All of SQuAD's passages, with 400, 500 and 2,000 questions, no article in two parts.
-
-    To train on and for choices those of its training articles, to ask those of its development set.
-    """
-    files = ("dev", "train")  # as the whole folder is read, so that embeddings are of the same
-    passages = [p for name in files for p in read_jsonl(source / f"{name}_passages.jsonl")]
-    other, asked = (read_jsonl(source / f"{name}_questions.jsonl") for name in files)
-    titles = sorted({question["title"] for question in asked})
-    chosen = set(random.Random(0).sample(titles, 40))
-    parts = {
-        "train": ([q for q in asked if q["title"] not in chosen], 400),
-        "dev": ([q for q in asked if q["title"] in chosen], 500),
-        "test": (other, 2000),
-    }
-    write(folder / "passages.jsonl", passages)
-    for name, (questions, size) in parts.items():
-        write(folder / f"{name}_questions.jsonl", random.Random(0).sample(questions, size))
-
-
-def thin(path: Path, size: int) -> None:
-    """Keeps so many of a file's records at most, drawn and in random order."""
-    records = read_jsonl(path)
-    write(path, random.Random(0).sample(records, min(size, len(records))))
-
-
-def keep_squad(source: Path, folder: Path) -> None:
-    """SQuAD's development passages, with 300 of their questions to ask and 60 for choices."""
-    asked = random.Random(0).sample(read_jsonl(source / "dev_questions.jsonl"), 360)
-    write(folder / "passages.jsonl", read_jsonl(source / "dev_passages.jsonl"))
-    write(folder / "test_questions.jsonl", asked[:300])
-    write(folder / "dev_questions.jsonl", asked[300:])
-
-
-def cut_popqa(source: Path, folder: Path) -> None:
-    """A hundred and sixty questions of PopQA, of as many subjects, and a corpus of 300 passages.
-
-    40 questions to train on, 40 for choices and 80 to ask, each with a passage of its subject that
-    holds an answer. The corpus has all passages of these subjects and others, drawn at random, all
-    of them cut to their first 64 words.
-    """
-    passages = read_jsonl(source / "passages.jsonl")
-    for passage in passages:
-        passage["text"] = " ".join(passage["text"].split()[:64])
-    by_title: dict[str, list[dict[str, Any]]] = {}
-    for passage in passages:
-        by_title.setdefault(passage["title"], []).append(passage)
-    asked = {}
-    for question in read_jsonl(source / "questions.jsonl"):
-        if question["s_pop"] is None:
-            continue
-        title = question["s_wiki_title"]
-        relevant = {
-            str(passage["id"]): 1
-            for passage in by_title.get(title, ())
-            if match(passage["text"], question["answers"])
-        }
-        if relevant:
-            about = {"type": question["prop"], "popularity": question["s_pop"]}
-            asked.setdefault(title, []).append(
-                {
-                    "id": f"popqa-{question['idx']}",
-                    "question": question["question"],
-                    "golden_answers": question["answers"],
-                    "metadata": {**about, "relevant": relevant},
-                }
-            )
-    drawn = random.Random(0)
-    titles = drawn.sample(sorted(asked), 160)
-    chosen = [drawn.choice(asked[title]) for title in titles]
-    own = [passage for title in titles for passage in by_title.pop(title)]
-    others = [passage for passage in passages if passage["title"] in by_title]
-    own += drawn.sample(others, 300 - len(own))
-    write(folder / "passages.jsonl", drawn.sample(own, len(own)))
-    parts = {"train": chosen[:40], "dev": chosen[40:80], "test": chosen[80:]}
-    for name, part in parts.items():
-        write(folder / f"{name}_questions.jsonl", part)
-
-
-def mix_routing(source: Path, folder: Path) -> None:
-    """The datasets of `ROUTING`: at most 300 questions, 60 and 530 of each.
-
-    To train on, for choices and to ask, in random order. Of PopQA's subjects each is in one part;
-    of ARC's and PubHealth's questions those that come with a passage are taken.
-    """
-    sizes = {"train": 300, "dev": 60, "test": 530}
-    split_popqa(source / "popqa", folder / "popqa")
-    for part, size in sizes.items():
-        thin(folder / "popqa" / f"{part}_questions.jsonl", size)
-    files = {
-        "triviaqa": "questions_with_passages_1000.jsonl",
-        "arc_challenge": "test.jsonl",
-        "pubhealth": "test_part1.jsonl",
-    }
-    for name, file in files.items():
-        all_records = read_jsonl(source / name / file)
-        records = [r for r in all_records if r.get("ctxs") or r.get("ctx_text")]
-        left = iter(random.Random(0).sample(records, len(records)))
-        for part, size in sizes.items():
-            write(folder / name / f"{part}_questions.jsonl", [*islice(left, size)])
-    passages = read_jsonl(source / "triviaqa" / "passages.jsonl")
-    write(folder / "triviaqa" / "passages.jsonl", passages)
-
-
-def mix_sources(source: Path, folder: Path) -> None:
-    """PopQA and SQuAD's development articles, with 80, 50 and 150 questions of each.
-
-    Of PopQA's subjects and of the articles each is in one part.
-    """
-    split_popqa(source / "popqa", folder / "popqa")
-    asked = read_jsonl(source / "squad" / "dev_questions.jsonl")
-    titles = sorted({question["title"] for question in asked})
-    random.Random(0).shuffle(titles)
-    parts = {"train": titles[:16], "dev": titles[16:24], "test": titles[24:]}
-    for name, part in parts.items():
-        chosen = [question for question in asked if question["title"] in part]
-        write(folder / "squad" / f"{name}_questions.jsonl", chosen)
-    write(folder / "squad" / "passages.jsonl", read_jsonl(source / "squad" / "dev_passages.jsonl"))
-    for name, size in {"train": 80, "dev": 50, "test": 150}.items():
-        for dataset in ("popqa", "squad"):
-            thin(folder / dataset / f"{name}_questions.jsonl", size)
 
 
 def name_sources(*datasets: str) -> tuple[str, ...]:
@@ -336,6 +189,21 @@ RUNS = {
         "squad",
         open_squad,
     ),
+    "rag_popqa": Run(
+        "configs/rag.py",
+        (
+            "--config.ablations=True",
+            "--config.train.questions=100",
+            "--config.decode.questions=150",
+            "--config.decode.curve=(1,3,5,10)",
+            "--config.ranked_questions=2000",
+            "--config.generator.max_length=192",
+            "--config.retriever.max_length=160",
+        ),
+        "popqa",
+        split_popqa,
+        model=QWEN,
+    ),
     "self_retrieval": Run("configs/self_retrieval.py", ("--config.ablations=True",)),
     "self_retrieval_squad": Run(
         "configs/self_retrieval.py",
@@ -354,6 +222,20 @@ RUNS = {
     ),
     "prag": Run("configs/prag.py"),
     "prag_ablations": Run("configs/prag.py", ("--config.ablations=True",), folder="prag"),
+    "prag_popqa": Run(
+        "configs/prag.py",
+        (
+            "--config.ablations=True",
+            # Chosen on the 40 development questions.
+            "--config.encode.learning_rate=1e-3",
+            "--config.augment.by=model",
+            "--config.augment.max_tokens=256",
+            "--config.augment.batch_size=64",
+        ),
+        "popqa",
+        cut_popqa,
+        model=QWEN,
+    ),
     "prag_2wiki": Run(
         "configs/prag.py",
         (
@@ -411,18 +293,11 @@ RUNS = {
 }
 
 
-def write(path: Path, records: Sequence[Any]) -> None:
-    """Writes JSON lines, and the folder that they are in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-
-
 def find_command(name: str, run: Run, data: Path, runs: Path, models: Path) -> list[str]:
     """The script and its arguments; prepares the run's data."""
     flags, owner = [*run.flags], run.folder or name
     if run.model:
-        flags.insert(0, f"--config.model.name={models / run.model}")
+        flags.insert(0, f"--config.{MODELS.get(run.config, 'model')}.name={models / run.model}")
     if run.data:
         folder = data / run.data
         if run.prepare is not None:

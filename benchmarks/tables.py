@@ -12,14 +12,18 @@ import sys
 from pathlib import Path
 
 import tables_claims
+import tables_prag
 import tables_retrieval
 import tables_speed
+import tables_srrag
 import tables_systems
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     **tables_systems.TABLES,
+    **tables_srrag.TABLES,
+    **tables_prag.TABLES,
     **tables_claims.TABLES,
     **tables_speed.TABLES,
     **tables_retrieval.TABLES,
