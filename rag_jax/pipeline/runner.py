@@ -35,6 +35,7 @@ from rag_jax.pipeline.stage import Divide, Stage, StageContext
 from rag_jax.pipeline.workdir import hold_lock, make_workdir
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import check_path
+from rag_jax.runtime.cuts import sum_cuts
 from rag_jax.runtime.files import (
     explain_disk_errors,
     explain_removal,
@@ -332,7 +333,7 @@ def _run_stage(
             left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
     making = record["run"] if record else read_json(at / STARTED)["run"]
-    with records.measure(at), tracking(track(making)):
+    with records.measure(at), tracking(track(making)), sum_cuts():
         stage.run(context)
     release_memory()
     if is_first():

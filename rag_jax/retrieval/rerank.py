@@ -23,6 +23,7 @@ from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts,
 from rag_jax.retrieval.searcher import Found, Searcher, check_count, check_found
 from rag_jax.retrieval.texts import is_pair
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.cuts import report_cut
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.search_config import YesNo
@@ -123,9 +124,7 @@ def tokenize_pairs(
 
 def warn_of_cuts(max_length: int, num_cut: int, count: int, where: str = "") -> None:
     """Logs how many of some pairs were cut, if any; `where` says of which."""
-    if num_cut:
-        message = "%d of %d pairs%s were cut to %d tokens"
-        _logger.warning(message, num_cut, count, where, max_length)
+    report_cut(_logger, f"pairs{where}", cut=num_cut, count=count, max_length=max_length)
 
 
 def join_passage(passage: Passage) -> str:

@@ -14,6 +14,7 @@ from rag_jax.models.io.sentence import Sentence
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.pooling import MEAN
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.cuts import report_cut
 from rag_jax.runtime.errors import RagJaxError
 
 Role = Literal["query", "document"]
@@ -162,8 +163,7 @@ def tokenize_with(
             num_cut += 1
             row = reading.encode(parts, max_length)
         yield row
-    if num_cut:
-        _logger.warning("%d of %d texts were cut to %d tokens", num_cut, i + 1, max_length)
+    report_cut(_logger, "texts", cut=num_cut, count=i + 1, max_length=max_length)
 
 
 def is_pair(text: Any) -> bool:

@@ -1,6 +1,7 @@
 """Stages: what is kept, continued and redone, and what an interruption costs."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from rag_jax.pipeline.records import LAYOUT
 from rag_jax.pipeline.runner import open_stages, run_stages
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime import signals
+from rag_jax.runtime.cuts import report_cut
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import open_atomic, read_json, read_jsonl, write_json, write_jsonl
 
@@ -93,6 +95,15 @@ def test_a_stage_made_again_takes_its_dependants_along(tmp_path):
     chain = Chain()
     run_stages(chain.stages(), tmp_path)
     assert chain.ran == ["one", "two"]
+
+
+def test_a_stage_says_once_how_much_was_cut(tmp_path, caplog):
+    def run(context):
+        for _ in range(3):
+            report_cut(logging.getLogger("rag_jax"), "texts", cut=1, count=2, max_length=8)
+
+    run_stages([Stage("one", run, {}), Stage("two", run, {})], tmp_path, config={})
+    assert caplog.messages == ["3 of 6 texts were cut to 8 tokens"] * 2
 
 
 def test_an_unreadable_record_means_redoing(tmp_path):

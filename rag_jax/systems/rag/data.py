@@ -18,6 +18,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.cuts import report_cut
 from rag_jax.runtime.errors import RagJaxError
 
 PassageText = tuple[str, str]  # title and text
@@ -173,9 +174,8 @@ def make_examples(
         cut += sum(was_cut for _, was_cut in encoded)
         target = [] if answers is None else format.encode_answer(answers[i])
         examples.append(Example([tokens for tokens, _ in encoded], target))
-    if cut:
-        total = sum(map(len, passages))
-        _logger.warning("%d of %d passages were cut to %d tokens", cut, total, format.max_length)
+    total = sum(map(len, passages))
+    report_cut(_logger, "passages", cut=cut, count=total, max_length=format.max_length)
     return examples
 
 
