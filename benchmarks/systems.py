@@ -8,9 +8,9 @@ the seconds; of a comparison also `NAME_SYSTEM.json`. The same command again con
 read from FOLDER (default `data`), which has, as their authors publish them: `squad` (dev and train,
 passages and questions as JSON lines), `popqa` (`questions.jsonl`, `passages.jsonl`), `triviaqa`,
 `arc_challenge`, `pubhealth`, `2wikimultihopqa`, `scifact` (BEIR), and `factbook`, what
-`launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`). The model
-of `compare_popqa` and `self_retrieval_popqa`, which no hub has by name, is read from a folder of
-that name in FOLDER of `--models` (default `models`).
+`launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`). Models
+that no hub has by name are read from folders of that name in FOLDER of `--models` (default
+`models`).
 """
 
 import argparse
@@ -160,9 +160,6 @@ RUNS = {
         folder="srrag_mixture",
         asked="triviaqa",
         script="launch/evaluate.py",
-    ),
-    "srrag_mixture_ablations": replace(
-        MIXTURE, flags=(*MIXTURE.flags, "--config.ablations=True"), folder="srrag_mixture"
     ),
     "rag": Run("configs/rag.py", ("--config.ablations=True",)),
     "rag_squad": Run(

@@ -77,6 +77,8 @@ _PRAG = _try(ENCYCLOPEDIA, "prag", "f1")
 _PRAG_ABLATED = _try(ENCYCLOPEDIA, "prag_ablations", "f1")
 _PRAG_SQUAD = _try("SQuAD", "prag_squad", "f1")
 _2WIKI = _try("2WikiMultihopQA", "prag_2wiki", "f1")
+_MIXED = _try("PopQA and ARC, 0.5B", "srrag_mixture", "accuracy")
+_SHIFT = _try("TriviaQA, not trained on, 0.5B", "srrag_shift", "accuracy")
 _HALF_SRRAG = _try(HALF, RUNS["srrag"][HALF], "accuracy")
 _HALF_RAG = _try(HALF, RUNS["rag"][HALF], "exact_match")
 _HALF_SELF = _try(HALF, RUNS["self_retrieval"][HALF], "hits@1")
@@ -92,6 +94,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
                 _POPQA("retrieve", able=False),
                 _REAL("retrieve"),
                 _HALF_SRRAG("retrieve", able=False),
+                _MIXED("retrieve"),
             ),
         ),
         Claim("more accurate than selective retrieval", 0.032, (_ABLATED("selective"),)),
@@ -109,6 +112,8 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
                 _SOURCES("without_knn", able=False),
                 _REAL("without_knn"),
                 _HALF_SRRAG("without_knn", able=False),
+                _MIXED("without_knn"),
+                _SHIFT("without_knn", able=False),
             ),
         ),
         Claim("so does verbalising in the labels", 0.038, (_ABLATED("without_verbalisation"),)),

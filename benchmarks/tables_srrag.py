@@ -14,6 +14,9 @@ from tables_systems import (
     read_run,
 )
 
+from rag_jax.evaluation.tables import tabulate_methods
+from rag_jax.systems.srrag.evaluate import COLUMNS
+
 SRRAG = {
     "accuracy": "accuracy",
     "head": "head",
@@ -30,23 +33,31 @@ SRRAG_METHODS = {
     "srrag": "**SR-RAG**",
     "without_knn": "without the datastore",
 }
-MIXED = {"all": "srrag_mixture", "trivia": "srrag_shift"}
-# Of a mixture, whose report has a table of the methods for each dataset.
-MIXTURE_METHODS = SRRAG_METHODS | {
-    "srrag_grown": "SR-RAG, entries of the dataset added",
-    "raw_verbalise": "as loaded, verbalise",
-    "raw_retrieve": "as loaded, retrieve",
-    "selective": "selective retrieval",
-    "selective_fixed": "selective retrieval at 0.2",
-    "selective_retrieve": "its model, retrieve",
-    "without_verbalisation": "without verbalising in the labels",
-    "without_stage2": "without stage 2's preferences",
-}
+# By what a mixture's report calls them.
+DATASETS = {"popqa": "PopQA", "arc_challenge": "ARC-Challenge"}
+GROWN = SRRAG_METHODS | {"srrag_grown": "SR-RAG, entries of the dataset added"}
 
 
-def list_routers() -> Rows:
+def list_mixture(run: str) -> Rows:
+    """A mixture's methods, over all of its questions and over each dataset's."""
+    found, shown = read_run(run), ("n", "accuracy", "retrieval rate", "prompt tokens")
+    tables = {"both": tabulate_methods(found["methods"], COLUMNS)}
+    tables |= {
+        DATASETS[title.partition(":")[0]]: table
+        for title, table in found["tables"].items()
+        if title.endswith(": methods")
+    }
+    rows = [["data", "method", "questions", *shown[1:]]]
+    for data, (head, *methods) in tables.items():
+        numbers = {method[0]: dict(zip(head, method, strict=True)) for method in methods}
+        for name, called in SRRAG_METHODS.items():
+            rows.append([data, called, *(numbers[name][column] for column in shown)])
+    return rows
+
+
+def list_routers(run: str) -> Rows:
     """SR-RAG's routers at one retrieval rate and by area."""
-    (table,) = (t for title, t in read_run("srrag")["tables"].items() if "rate of srrag" in title)
+    (table,) = (t for title, t in read_run(run)["tables"].items() if "rate of srrag" in title)
     return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
 
 
@@ -84,7 +95,10 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),
-    "srrag_routers": list_routers,
+    "srrag_mixture": lambda: list_mixture("srrag_mixture"),
+    "srrag_mixture_routers": lambda: list_routers("srrag_mixture"),
+    "srrag_shift": lambda: list_methods({"": "srrag_shift"}, SRRAG, GROWN, score="accuracy"),
+    "srrag_routers": lambda: list_routers("srrag"),
     "srrag_rules": list_rules,
     "srrag_seeds": list_seeds,
     "srrag_stages": lambda: list_stages("srrag"),
