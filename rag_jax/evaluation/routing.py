@@ -217,7 +217,9 @@ def list_tables(
     """The report's tables of the choice, of the routers' comparison and of the sources' shares.
 
     The choice has a row for each method that chooses and, to compare with, for each trivial router,
-    which takes the same source for every question and has no score of its own.
+    which takes the same source for every question and has no score of its own. Of a mixture there
+    is a table of the choice within each dataset: to tell the datasets apart is not to tell which of
+    a dataset's questions need a search.
 
     `routing` is from `analyse` and `compared` from `compare`. `statistics` has "labels", from
     `count_labels`, and the shares of the sources in the "datastore" and, if it was grown, in its
@@ -231,18 +233,38 @@ def list_tables(
         if name not in routing:
             choice.append([name, float(find_right(rows, sources).mean()), *["-"] * 6])
             continue
-        quality = routing[name]
-        auroc = "-" if quality["auroc"] is None else quality["auroc"]
-        areas = [quality["frontier"][area] for area in ("area", "area_oracle", "area_random")]
-        errors = [quality["calibration"][error] for error in ("ece", "brier")]
-        choice.append([name, quality["choice_accuracy"], auroc, *areas, *errors])
+        errors = [routing[name]["calibration"][error] for error in ("ece", "brier")]
+        choice.append([name, *_list_qualities(routing[name]), *errors])
     rate = f"{compared['retrieval_rate']:.3f}"
     return {
         "Choice of the source; area below accuracy against retrieval rate": choice,
         f"Routers at the retrieval rate of {compared['reference']}, {rate}; differences to it with "
         "95 % intervals by the paired bootstrap": tabulate_routers(compared, routers, taus),
+        **_tabulate_datasets(predictions, sources),
         **_tabulate_shares(statistics, predictions, sources),
     }
+
+
+def _list_qualities(quality: Mapping[str, Any]) -> list[str | float]:
+    auroc = "-" if quality["auroc"] is None else quality["auroc"]
+    areas = [quality["frontier"][area] for area in ("area", "area_oracle", "area_random")]
+    return [quality["choice_accuracy"], auroc, *areas]
+
+
+def _tabulate_datasets(
+    predictions: Mapping[str, Rows], sources: Sequence[Source]
+) -> dict[str, list[list[str | float]]]:
+    """The choice within each dataset of a mixture; other questions name none."""
+    head = ("dataset", "method", "retrieval better", "retrieval rate", "right source", "AUROC")
+    table: list[list[str | float]] = [[*head, "area", "of an oracle", "at random"]]
+    for dataset in dict.fromkeys(r["dataset"] for r in predictions["srrag"] if "dataset" in r):
+        for name in filter(predictions.get, ROUTED):
+            rows = [row for row in predictions[name] if row["dataset"] == dataset]
+            quality = analyse_choices(rows, sources)
+            rate = float(np.mean([row["retrieved"] for row in rows]))
+            means = [quality["retrieval_better"], rate, *_list_qualities(quality)]
+            table.append([dataset, name, *means])
+    return {"Choice of the source within each dataset": table} if len(table) > 1 else {}
 
 
 def _tabulate_shares(

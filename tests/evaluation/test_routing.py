@@ -175,6 +175,40 @@ def test_trivial_routers_are_in_the_tables_for_every_model():
     assert by_name["selective, always retrieve"][3:5] == [0.0, "0.400"]
 
 
+def test_datasets_that_are_told_apart():
+    """In one a search is always scored higher than in the other; within each the order is wrong."""
+    # Retrieval is better for the second, third and fifth question.
+    correct = [[1, 0], [0, 1], [0, 1], [1, 1], [0, 1], [1, 0]]
+    scores = [0.9, 0.8, 0.7, 0.3, 0.2, 0.1]
+    names = ["wiki"] * 3 + ["own"] * 3
+    rows = [
+        {"scores": [1 - score, score], "mass": score, "search": score, "popularity": None}
+        | {"number": int(score > 0.5), "retrieved": float(score > 0.5), "dataset": name}
+        | {"correct_by_source": right, "correct": right[int(score > 0.5)]}
+        | {"cut_off": False, "fell_back": False}
+        for score, right, name in zip(scores, correct, names, strict=True)
+    ]
+    shares = {"share": {"Self": 0.5, "Wiki": 0.5}}
+    labels = shares | {"share_closed_book": shares["share"], "flipped_by_verbalising": 0}
+
+    def tabulate(rows):
+        predictions = dict.fromkeys(("srrag", "verbalise", "retrieve"), rows)
+        settings = {"labels": labels, "datastore": shares}, predictions, TWO, {"srrag": 0.5}
+        return list_tables(analyse(predictions, TWO), compare(predictions, TWO), *settings)
+
+    title = "Choice of the source within each dataset"
+    head, *table = tabulate(rows)[title]
+    assert [row[:2] for row in table] == [["wiki", "srrag"], ["own", "srrag"]]
+    found = [dict(zip(head, row, strict=True)) for row in table]
+    shown = ("retrieval better", "retrieval rate", "right source", "AUROC")
+    expected = [(2 / 3, 1, 2 / 3, 0), (1 / 3, 0, 2 / 3, 0.5)]
+    for row, values in zip(found, expected, strict=True):
+        assert [row[name] for name in shown] == pytest.approx(list(values))
+    assert tabulate(rows)[next(iter(tabulate(rows)))][1][2] == pytest.approx(5 / 9)
+    single = [{name: row[name] for name in row if name != "dataset"} for row in rows]
+    assert title not in tabulate(single)
+
+
 def test_the_strongest_index_is_always_retrieved_from():
     rows = take([0] * 5)
     rows[1] = rows[1] | {"scores": [0.5, 0.1, 0.4]}
