@@ -10,6 +10,7 @@ from tables_systems import (
     list_methods,
     list_pairs,
     list_stages,
+    list_table,
     read_bench,
     read_run,
 )
@@ -55,12 +56,6 @@ def list_mixture(run: str) -> Rows:
     return rows
 
 
-def list_routers(run: str) -> Rows:
-    """SR-RAG's routers at one retrieval rate and by area."""
-    (table,) = (t for title, t in read_run(run)["tables"].items() if "rate of srrag" in title)
-    return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
-
-
 def list_seeds() -> Rows:
     """SR-RAG's rows by the seed that the weights, the draws and the order of training come from."""
     names = ("verbalise", "retrieve", "srrag", "without_knn")
@@ -96,9 +91,10 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),
     "srrag_mixture": lambda: list_mixture("srrag_mixture"),
-    "srrag_mixture_routers": lambda: list_routers("srrag_mixture"),
+    "srrag_mixture_routers": lambda: list_table("srrag_mixture", "rate of srrag"),
+    "srrag_mixture_choice": lambda: list_table("srrag_mixture", "within each dataset"),
     "srrag_shift": lambda: list_methods({"": "srrag_shift"}, SRRAG, GROWN, score="accuracy"),
-    "srrag_routers": lambda: list_routers("srrag"),
+    "srrag_routers": lambda: list_table("srrag", "rate of srrag"),
     "srrag_rules": list_rules,
     "srrag_seeds": list_seeds,
     "srrag_stages": lambda: list_stages("srrag"),

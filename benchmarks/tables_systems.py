@@ -183,14 +183,10 @@ def format_pair(pair: Mapping[str, Any], *, sign: int = 1) -> str:
     return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def list_rag_memory() -> Rows:
-    """Answers with the index of another revision of the facts."""
-    (table,) = (t for title, t in read_run("rag")["tables"].items() if "revision" in title)
-    head, *rows = table
-    return [
-        list(map(str, head)),
-        *([str(c) if isinstance(c, str) else f"{c:.3f}" for c in r] for r in rows),
-    ]
+def list_table(run: str, words: str) -> Rows:
+    """The table of a run's report whose title has these words."""
+    (table,) = (t for title, t in read_run(run)["tables"].items() if words in title)
+    return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
 
 
 def list_compared(run: str) -> Rows:
@@ -208,7 +204,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_pairs": lambda: list_pairs("rag", "exact_match"),
     "rag_hits": list_hits,
-    "rag_memory": list_rag_memory,
+    "rag_memory": lambda: list_table("rag", "revision"),  # answers with the index of another one
     "self_retrieval": lambda: list_methods(
         RUNS["self_retrieval"], SELF_RETRIEVAL, SELF_RETRIEVAL_NAMES, score="hits@1"
     ),
