@@ -39,6 +39,6 @@ def sum_cuts() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _open.remove(sums)
+            _open[:] = [own for own in _open if own is not sums]  # equal ones may be open too
         for (logger, unit, max_length), counts in sums.items():
             report_cut(logger, unit, **counts, max_length=max_length)

@@ -41,6 +41,15 @@ def test_work_has_one_with_its_sums(caplog):
     assert caplog.messages[3:] == ["1 of 2 texts were cut to 8 tokens"]
 
 
+def test_work_within_work_ends_by_itself(caplog):
+    with sum_cuts():
+        with sum_cuts():
+            pass
+        report(1, 3)
+        assert not caplog.messages
+    assert caplog.messages == ["1 of 3 texts were cut to 8 tokens"]
+
+
 def test_work_that_fails_says_what_it_has(caplog):
     with pytest.raises(KeyboardInterrupt), sum_cuts():
         report(1, 3)
