@@ -14,7 +14,7 @@ from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 from rag_jax import lora
 from rag_jax.decoding import Sampling, append, decode, fork, generate, init_cache, read_prompts
 from rag_jax.decoding.prompts import last_hidden
-from rag_jax.decoding.sample import count_compacted, sample_tokens
+from rag_jax.decoding.sample import count_compacted, keep_likeliest, sample_tokens
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
@@ -372,6 +372,35 @@ def test_only_allowed_tokens_are_drawn(logits, temperature, top_k, top_p):
     expected = expected_probabilities(logits, Sampling(temperature, top_k, top_p))
     assert (expected[counts > 0] > 0).all()
     assert (counts[expected > 0.05] > 0).all()  # missed once in 10^11
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.1, 1.0, 4.0]),
+    st.sampled_from([1, 3, 8, 40]),
+    st.sampled_from([0, 5]),
+    st.floats(0.05, 0.99),
+)
+def test_the_likeliest_tokens_suffice_or_all_are_sorted(seed, spread, few, top_k, top_p):
+    logits = spread * np.random.default_rng(seed).normal(size=(3, 40))
+    sampling = Sampling(temperature=1.0, top_k=top_k, top_p=top_p)
+    expected = np.stack([expected_probabilities(row, sampling) for row in logits])
+    ordered = np.sort([expected_probabilities(r, Sampling(1.0, top_k)) for r in logits])[:, ::-1]
+    assume(np.abs(np.cumsum(ordered, axis=1) - ordered - top_p).min() > 1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rag_jax.decoding.sample._LIKELIEST", few)
+        kept = keep_likeliest(jnp.asarray(logits, jnp.float32), sampling)
+    np.testing.assert_allclose(softmax(np.asarray(kept)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.9)])
+def test_the_vocabulary_is_not_sorted(sampling):
+    """Of a slice of `top_k` XLA makes a sort of all; only `top_p` may need one."""
+    program = jax.jit(partial(keep_likeliest, sampling=sampling))
+    program = program.lower(jnp.zeros((2, 4096))).compile().as_text()
+    assert "TopK" in program and (" conditional(" in program) == (sampling.top_p < 1)
+    assert program.count(" sort(") == int(sampling.top_p < 1)
 
 
 def test_each_row_draws_with_its_own_key():
