@@ -12,7 +12,7 @@ from rag_jax.commands import report
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would be in the way of other files' tests
 def chromium():
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
