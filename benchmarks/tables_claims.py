@@ -75,6 +75,7 @@ _SELF = _try(ENCYCLOPEDIA, "self_retrieval", "hits@1")
 _SQUAD = _try("SQuAD", "self_retrieval_squad", "hits@1")
 _PRAG = _try(ENCYCLOPEDIA, "prag", "f1")
 _PRAG_ABLATED = _try(ENCYCLOPEDIA, "prag_ablations", "f1")
+_HALF_ABLATED = _try(HALF, "prag_popqa", "f1")
 _PRAG_SQUAD = _try("SQuAD", "prag_squad", "f1")
 _2WIKI = _try("2WikiMultihopQA", "prag_2wiki", "f1")
 _MIXED = _try("PopQA and ARC, 0.5B", "srrag_mixture", "accuracy")
@@ -207,10 +208,18 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "an adapter that was warmed up is better",
             0.067,
-            (_PRAG_ABLATED("warm_start", sign=-1),),
+            (_PRAG_ABLATED("warm_start", sign=-1), _HALF_ABLATED("warm_start", sign=-1)),
         ),
-        Claim("questions about the document help", None, (_PRAG_ABLATED("without_questions"),)),
-        Claim("rewrites of the document help", None, (_PRAG_ABLATED("without_rewrites"),)),
+        Claim(
+            "questions about the document help",
+            None,
+            (_PRAG_ABLATED("without_questions"), _HALF_ABLATED("without_questions")),
+        ),
+        Claim(
+            "rewrites of the document help",
+            None,
+            (_PRAG_ABLATED("without_rewrites"), _HALF_ABLATED("without_rewrites")),
+        ),
     ),
     "dpr": (
         Claim(

@@ -61,8 +61,9 @@ def list_prag_ablations() -> Rows:
         "warm_start": "from a start warmed up on other questions",
         "random": "random documents' parameters",
     }
-    columns = {name: PRAG[name] for name in ("exact_match", "f1")}
-    return list_methods({"": "prag_ablations"}, columns, names, score="exact_match")
+    columns = {name: PRAG[name] for name in ("exact_match", "f1", "match")}
+    runs = {ENCYCLOPEDIA: "prag_ablations", HALF: "prag_popqa"}
+    return list_methods(runs, columns, names, score="exact_match")
 
 
 def list_first_weights() -> Rows:
