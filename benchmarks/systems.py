@@ -37,7 +37,6 @@ from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
 QWEN = "qwen2.5-coder-0.5b"  # a folder of `--models`
-MODELS = {"configs/rag.py": "generator"}  # the settings of the language model, if not `model`
 
 
 @dataclass(frozen=True)
@@ -186,21 +185,6 @@ RUNS = {
         "squad",
         open_squad,
     ),
-    "rag_popqa": Run(
-        "configs/rag.py",
-        (
-            "--config.ablations=True",
-            "--config.train.questions=100",
-            "--config.decode.questions=150",
-            "--config.decode.curve=(1,3,5,10)",
-            "--config.ranked_questions=2000",
-            "--config.generator.max_length=192",
-            "--config.retriever.max_length=160",
-        ),
-        "popqa",
-        split_popqa,
-        model=QWEN,
-    ),
     "self_retrieval": Run("configs/self_retrieval.py", ("--config.ablations=True",)),
     "self_retrieval_squad": Run(
         "configs/self_retrieval.py",
@@ -294,7 +278,7 @@ def find_command(name: str, run: Run, data: Path, runs: Path, models: Path) -> l
     """The script and its arguments; prepares the run's data."""
     flags, owner = [*run.flags], run.folder or name
     if run.model:
-        flags.insert(0, f"--config.{MODELS.get(run.config, 'model')}.name={models / run.model}")
+        flags.insert(0, f"--config.model.name={models / run.model}")
     if run.data:
         folder = data / run.data
         if run.prepare is not None:
