@@ -7,6 +7,7 @@ from tables_systems import (
     HALF,
     RUNS,
     Rows,
+    find_table,
     format_cell,
     format_pair,
     list_methods,
@@ -43,9 +44,7 @@ def list_prag_coverage() -> Rows:
     """Exact match by whether the gold answer was trained into the documents' adapters."""
     rows = [["data", "questions", "method", "trained to say", "others"]]
     for data in (ENCYCLOPEDIA, "SQuAD", HALF):
-        tables = read_run(RUNS["prag"][data])["tables"]
-        (table,) = (t for title, t in tables.items() if "trained to say" in title)
-        (_, *parts), *found = table
+        (_, *parts), *found = find_table(RUNS["prag"][data], "trained to say")
         counts = " / ".join(part[part.index("=") + 1 : -1] for part in parts)
         for name, *cells in found:
             rows.append([data, counts, PRAG_NAMES[name], *(f"{cell:.3f}" for cell in cells)])

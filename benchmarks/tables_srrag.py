@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tables_systems import (
     RUNS,
     Rows,
+    find_table,
     format_cell,
     format_pair,
     list_methods,
@@ -63,8 +64,7 @@ def list_seeds() -> Rows:
     rows[0] += ["retrieve - SR-RAG", "without the datastore - SR-RAG"]
     for seed, name in enumerate(("srrag", "srrag_seed_1", "srrag_seed_2")):
         run = read_run(name)
-        (choice,) = (t for title, t in run["tables"].items() if title.startswith("Choice"))
-        measures = dict(zip(*choice[:2], strict=True))
+        measures = dict(zip(*find_table(name, "Choice of the source;")[:2], strict=True))
         cells = [format_cell("accuracy", run["methods"][n], "accuracy") for n in names]
         cells += [f"{run['methods']['srrag']['retrieval_rate']:.3f}", f"{measures['AUROC']:.3f}"]
         pairs = (run["paired"]["rows"][n]["accuracy"] for n in ("retrieve", "without_knn"))

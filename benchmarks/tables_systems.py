@@ -183,9 +183,15 @@ def format_pair(pair: Mapping[str, Any], *, sign: int = 1) -> str:
     return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def list_table(run: str, words: str) -> Rows:
+def find_table(run: str, words: str) -> list[list[Any]]:
     """The table of a run's report whose title has these words."""
     (table,) = (t for title, t in read_run(run)["tables"].items() if words in title)
+    return table
+
+
+def list_table(run: str, words: str) -> Rows:
+    """As `find_table`, with its numbers as text."""
+    table = find_table(run, words)
     return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
 
 

@@ -101,6 +101,24 @@ def describe_question(question: Question) -> Record:
     return record | ({"dataset": question.dataset} if question.dataset else {})
 
 
+def split_by_dataset(
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    """Every method's records by the dataset of a mixture; none of questions that name no dataset.
+
+    Args:
+        predictions: graded records of the same questions, by method.
+    """
+    rows = next(iter(predictions.values()))
+    return {
+        name: {
+            method: [row for row in rows if row["dataset"] == name]
+            for method, rows in predictions.items()
+        }
+        for name in dict.fromkeys(row["dataset"] for row in rows if "dataset" in row)
+    }
+
+
 def summarize_answers(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, main: str | None
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
+from rag_jax.evaluation.compare import split_by_dataset
 from rag_jax.evaluation.figures import Bars, Chart, Figure
 from rag_jax.evaluation.frontier import MEASURES, Router, compare_routers, trace_frontier
 
@@ -257,11 +258,9 @@ def _tabulate_datasets(
     """The choice within each dataset of a mixture; other questions name none."""
     head = ("dataset", "method", "retrieval better", "retrieval rate", "right source", "AUROC")
     table: list[list[str | float]] = [[*head, "area", "of an oracle", "at random"]]
-    for dataset in dict.fromkeys(r["dataset"] for r in predictions["srrag"] if "dataset" in r):
-        for name in filter(predictions.get, ROUTED):
-            rows = [row for row in predictions[name] if row["dataset"] == dataset]
-            quality = analyse_choices(rows, sources)
-            rate = float(np.mean([row["retrieved"] for row in rows]))
+    for dataset, asked in split_by_dataset(predictions).items():
+        for name, quality in analyse(asked, sources).items():
+            rate = float(np.mean([row["retrieved"] for row in asked[name]]))
             means = [quality["retrieval_better"], rate, *_list_qualities(quality)]
             table.append([dataset, name, *means])
     return {"Choice of the source within each dataset": table} if len(table) > 1 else {}

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from rag_jax.evaluation.compare import split_by_dataset
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.report import write_report
 from rag_jax.evaluation.tables import tabulate_methods
@@ -268,13 +269,8 @@ def _list_dataset_tables(
     report: ReportSpec, predictions: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[list[str]]]:
     """For each dataset of a mixture, a table of the methods and one of the paired comparison."""
-    rows = next(iter(predictions.values()))
     tables = {}
-    for name in dict.fromkeys(row["dataset"] for row in rows if "dataset" in row):
-        asked = {
-            method: [row for row in rows if row["dataset"] == name]
-            for method, rows in predictions.items()
-        }
+    for name, asked in split_by_dataset(predictions).items():
         methods = {method: report.summarize(rows) for method, rows in asked.items()}
         tables[f"{name}: methods"] = tabulate_methods(methods, report.columns)
         paired = compare_rows(asked, report.reference, report.scores)

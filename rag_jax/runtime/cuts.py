@@ -44,7 +44,7 @@ def sum_cuts() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _open[:] = [own for own in _open if own is not sums]  # equal ones may be open too
+            _open.pop()
         for (logger, unit, max_length), counts in sums.items():
             if counts["cut"] and counts["calls"] > 1:
                 _warn(logger, unit, counts["cut"], counts["count"], max_length)
