@@ -17,6 +17,7 @@ DOCUMENTS = [
     "trafilatura>=2",  # the main text of web pages, as Markdown
     "lxml_html_clean",  # which it imports; lxml 6.1.3 lacks the extra by which it asks for it
     "markdown-it-py>=3",  # Markdown
+    "pyyaml>=6",  # settings above it
 ]
 
 MTEB = "mteb>=2.26,<3"  # the benchmark of encoders, which brings PyTorch

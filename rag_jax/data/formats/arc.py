@@ -3,11 +3,11 @@
 A question has `question`, `choices` (or `options`, `option`), `answerKey` (or `answer_idx`,
 `answer`, `label` as in AGIEval, `correct` as in AQuA-RAT, `answer_index` or `correct_answer`), a
 label, and optionally `id`. The choices are an object of texts by label, or of a list `label` and a
-list `text`; or a list of texts, as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer
-is a number counted from 0, a letter, or the text. In the published files of ARC, `question` is an
-object with the choices and with the text as `stem`; in Hugging Face's rows of OpenBookQA (Mihaylov
-et al. 2018, arXiv 1809.02789), `question_stem` stands for `question`. Labels 1 to 5 become A to E,
-as in Self-RAG (Asai et al. 2023), and so do labels from 0.
+list `text`; a list of objects with both; or a list of texts, as in MMLU (Hendrycks et al. 2021,
+arXiv 2009.03300), whose answer is a number counted from 0, a letter, or the text. In the published
+files of ARC, `question` is an object with the choices and with the text as `stem`; in Hugging
+Face's rows of OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789), `question_stem` stands for
+`question`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023), and so do labels from 0.
 
 The choices may also be in a field each: `A`, `B` and so on, as in C-Eval, `option_a`, as in
 Global-MMLU, `Option 1`, `choiceA`, `ending0` and the like. In ReClor (Yu et al. 2020, arXiv
@@ -49,7 +49,7 @@ from rag_jax.data.questions import Question
 _LISTS = "choices", "options", "option"
 # The first that is there holds the answer; another field with such a name may.
 _ANSWERS = "answerKey", "answer_idx", "answer", "label", "correct", "answer_index", "correct_answer"
-_ANSWER = re.compile(r"answer|correct|gold|target", re.IGNORECASE)
+_ANSWER = re.compile(r"answer|correct|gold|target|truth", re.IGNORECASE)
 # A field that holds a choice, and its label. `answer1` may as well be one of several gold answers.
 _COLUMN = re.compile(
     r"((?:option|choice|opt|ending)[ _]?)([a-j]|\d)|(answer[ _]?|)([a-j])", re.IGNORECASE
@@ -134,6 +134,8 @@ def _find_key(record: Mapping[str, Any]) -> str:
 
 def _read_choices(choices: Any, place: Place) -> dict[str, str]:
     if isinstance(choices, list):
+        if choices and all(isinstance(c, dict) and {"label", "text"} <= c.keys() for c in choices):
+            return pair_choices(*([c[name] for c in choices] for name in ("label", "text")), place)
         return label_choices(choices, place)
     if not isinstance(choices, dict):
         raise BadLineError(f"{place}: choices must be an object or a list")

@@ -79,7 +79,7 @@ def sort_files(
     Raises:
         RagJaxError: if there are no questions, or a file's format is unknown or leaves a choice.
     """
-    formats = {path: _find_named_format(path) for path in files}
+    formats = {path: find_named_format(path) for path in files}
     corpus = [path for path, name in formats.items() if name == PASSAGES]
     others = {path: name for path, name in formats.items() if name != PASSAGES}
     named = {path: name for path, name in others.items() if is_named(path, "questions")}
@@ -119,7 +119,7 @@ def is_named(path: Path, *words: str) -> bool:
     return find_stem(path).lower().endswith(words)
 
 
-def _find_named_format(path: Path) -> str | None:
+def find_named_format(path: Path) -> str | None:
     """Returns the format that a file's name or content tells; None if the format is unknown.
 
     Raises:

@@ -87,7 +87,12 @@ def _read_text(path: Path) -> str:
             raise BadLineError(f"{path}: unpacks to more than {LARGEST >> 20} MiB")
         if b"\0" in data:
             raise BadLineError(f"{path}: holds zero bytes, as UTF-16 does: save it as UTF-8")
-        return data.decode("utf-8-sig")
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadLineError(
+                f"{path}: is not UTF-8 (at byte {error.start}): save it as UTF-8"
+            ) from None
 
 
 def read_plain(path: Path) -> Document:
@@ -183,13 +188,13 @@ def read_word(path: Path) -> Document:
         unfold(opened.element.body)
         notes = read_notes(opened.part)
         entries: list[Entry] = []
+        levels: dict[str, int] = {}  # by style
         for number, block in enumerate(opened.iter_inner_content(), 1):
             level = None
             if isinstance(block, docx.table.Table):
                 texts = [" | ".join(map(read_cell, row.cells)) for row in block.rows]
             else:
-                found = block.style  # once: python-docx searches all styles
-                texts, level = [block.text], find_level(found.name if found else "")
+                texts, level = [block.text], find_level(block, levels)
             entries += [Entry(number, text, level) for text in texts]
             entries += [Entry(number, text) for text in list_beside(block._element, notes)]
         title, rest = take_title(entry for entry in entries if entry.text.strip())

@@ -8,7 +8,9 @@ of a search.
 """
 
 import ast
+import contextlib
 import io
+import json
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
@@ -65,7 +67,7 @@ def is_list(cell: str | None) -> bool:
 
 
 def parse_list(cell: str, place: Place) -> list[str]:
-    """Parses a field of a table that is a list of answers in Python's notation.
+    """Parses a field of a table that is a list of answers, in JSON or in Python's notation.
 
     Raises:
         BadLineError: if the field is too long or no list.
@@ -75,6 +77,8 @@ def parse_list(cell: str, place: Place) -> list[str]:
             f"{place}: the answers have {len(cell):,} characters, more than the limit of "
             f"{_LONGEST:,}: shorten the list"
         )
+    with contextlib.suppress(ValueError, RecursionError):  # whose escapes Python would misread
+        return list(get_texts({"answers": json.loads(cell)}, "answers", place))
     try:
         answers = ast.literal_eval(cell.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -81,19 +81,19 @@ def get_filled(record: Mapping[str, Any], name: str, place: Place) -> str:
 def get_id(
     record: Mapping[str, Any], names: Sequence[str], place: Place, *, default: str | None = None
 ) -> str:
-    """Returns the id in the first of several fields, a string or an integer, as a string.
+    """Returns the id in the first of several fields, a string or a whole number, as a string.
 
     Without any of the fields, returns the default; None makes an id required.
 
     Raises:
-        BadLineError: if a required id is missing, or an id is empty or neither string nor integer.
+        BadLineError: if a required id is missing, or an id is empty or neither a string nor whole.
     """
     name = next((name for name in names if record.get(name) is not None), None)
     if name is None and default is not None:
         return default
     name = name or names[0]
-    if type(record.get(name)) is int:
-        return str(record[name])
+    if type(value := _round(record.get(name))) is int:
+        return str(value)
     id = get_text(record, name, place)
     if not id:
         raise BadLineError(f"{place}: {name} is empty")
@@ -177,7 +177,7 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     Raises:
         BadLineError: if the value is not an integer, or negative.
     """
-    value = record.get(name)
+    value = _round(record.get(name))
     if value is None or value == "":
         return None
     digits = value.removesuffix(".0") if isinstance(value, str) else ""
@@ -186,6 +186,11 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     if type(value) is not int or value < 0:
         raise BadLineError(f"{place}: {name}={value!r} must be a non-negative integer")
     return value
+
+
+def _round(value: Any) -> Any:
+    """A float that is a whole number as an integer: pandas has no others in columns with gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def get_passage_text(record: Mapping[str, Any], name: str, title: str, place: Place) -> str:

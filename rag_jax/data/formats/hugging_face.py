@@ -9,6 +9,7 @@ Arrow is read with pyarrow and not with `datasets`: this takes no package but py
 rows at a time, leaves no cache files in the folder, and nothing in a folder names code to run.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rag_jax.runtime.outside import parsing, require_file, show
 
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream in Arrow's format
+_MIXED = "Json"  # the type of a column
 _AGAIN = "write the folder again with `save_to_disk`"
 
 
@@ -125,13 +127,16 @@ def read_rows(dataset: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, A
         RagJaxError: if a file is missing, damaged or cut short, or pyarrow is missing.
     """
     del bad  # a damaged file has no rows to skip
-    classes = _find_classes(dataset)
+    classes, mixed = _find_classes(dataset), _find_mixed(dataset)
     number = 0
     for path in _list_arrow(dataset):
         for row in _read_arrow(path):
             number += 1
             for name, names in classes.items():
                 row[name] = _name_class(row.get(name), names)
+            with parsing(path, "is damaged", _AGAIN):
+                for name, feature in mixed.items():
+                    row[name] = _parse_mixed(feature, row.get(name))
             yield Place(dataset, number, number), row
 
 
@@ -187,6 +192,29 @@ def _find_classes(dataset: Path) -> dict[str, list[str]]:
             if isinstance(names, list) and all(isinstance(label, str) for label in names):
                 found[name] = names
     return found
+
+
+def _find_mixed(dataset: Path) -> dict[str, Any]:
+    """Returns the types of the columns with JSON, as which values of mixed types are kept."""
+    features = _read_object(dataset, _INFO).get("features")
+    features = features if isinstance(features, dict) else {}
+    return {name: own for name, own in features.items() if f'"{_MIXED}"' in json.dumps(own)}
+
+
+def _parse_mixed(feature: Any, value: Any) -> Any:
+    """Returns a value with the texts that are JSON by its type, or in it, as what they stand for.
+
+    Raises:
+        ValueError: if such a text is not JSON.
+    """
+    of = feature if isinstance(feature, dict) else {}
+    if of.get("_type") == _MIXED and isinstance(value, str):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_parse_mixed(of.get("feature"), one) for one in value]
+    if isinstance(value, dict):
+        return {name: _parse_mixed(of.get(name), one) for name, one in value.items()}
+    return value
 
 
 def _name_class(value: Any, names: list[str]) -> Any:

@@ -74,9 +74,9 @@ def check_right(record: Mapping[str, Any], place: Place) -> None:
     WikiQA and MultiRC have wrong candidates with label 0 or false, and -1 where it is hidden;
     HaluEval has made-up answers with `hallucination` yes.
     """
-    wrong = {"label": ("0", "-1", "False"), "hallucination": ("yes",)}
+    wrong = {"label": ("0", "0.0", "-1", "-1.0", "false"), "hallucination": ("yes",)}
     for name, values in wrong.items():
-        if str(record.get(name)) in values and isinstance(record.get("answer"), str):
+        if str(record.get(name)).lower() in values and isinstance(record.get("answer"), str):
             raise BadLineError(
                 f"{place}: {name} {record[name]!r} calls the answer a wrong one: keep right "
                 "answers alone, or remove the field"

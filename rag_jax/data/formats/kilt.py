@@ -33,7 +33,13 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 def matches_page(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a page of KILT's knowledge source."""
-    return "wikipedia_title" in record and isinstance(record.get("text"), list)
+    return "wikipedia_title" in record and isinstance(_get_entries(record), list)
+
+
+def _get_entries(record: Mapping[str, Any]) -> Any:
+    """A page's paragraphs, which Hugging Face's rows have in an object beside their numbers."""
+    text = record.get("text")
+    return text.get("paragraph") if isinstance(text, dict) else text
 
 
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
@@ -44,7 +50,7 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """
     page = get_id(record, ["wikipedia_id", "_id"], place)
     title = get_text(record, "wikipedia_title", place)
-    entries = record["text"]
+    entries = _get_entries(record)
     if not all(isinstance(entry, str) for entry in entries):
         raise BadLineError(f"{place}: text must be a list of strings")
     passages = []

@@ -19,14 +19,15 @@ def parse_markdown(text: str, title: str = "") -> Document:
     """The paragraphs of a Markdown text without its marks; a table has one a row.
 
     Args:
-        title: of the document; if empty, a first heading that stands alone on its level above all
-            others.
+        title: of the document; if empty, the one in the settings above the text, or a first
+            heading that stands alone on its level above all others.
     """
     from markdown_it import MarkdownIt
 
+    settings, text = _split_settings(text)
     entries: list[Entry] = []
     cells: list[str] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(_cut_front_matter(text))
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
     for token, before in zip(tokens, [None, *tokens], strict=False):
         place = token.map[0] + 1 if token.map else 0
         if token.type == "inline" and before.type == "heading_open":
@@ -43,16 +44,34 @@ def parse_markdown(text: str, title: str = "") -> Document:
             entries.append(Entry(place, token.content))
         elif token.type == "html_block":
             entries.append(Entry(place, _strip_tags(token.content)))
-    return build_document(entries, title)
+    return build_document(entries, title or _find_title(settings))
 
 
-def _cut_front_matter(text: str) -> str:
-    """A text with the lines of settings that stand above it left blank.
+def _split_settings(text: str) -> tuple[str, str]:
+    """The settings that stand above a text, and the text with their lines left blank.
 
     They are between `---` and `---` or `...`, or between two `+++`.
     """
     match = _SETTINGS.match(text)
-    return "\n" * match[0].count("\n") + text[match.end() :] if match else text
+    if match is None:
+        return "", text
+    return match[0], "\n" * match[0].count("\n") + text[match.end() :]
+
+
+def _find_title(settings: str) -> str:
+    """The title that settings give; empty if they give none, or are not what they seem."""
+    import tomllib
+
+    import yaml
+
+    lines = settings.strip().splitlines()
+    load = tomllib.loads if settings.startswith("+") else yaml.safe_load
+    try:
+        found = load("\n".join(lines[1:-1]))
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, ValueError, RecursionError):
+        return ""
+    title = found.get("title") if isinstance(found, dict) else None
+    return title if isinstance(title, str) else ""
 
 
 def _flatten(token: Any) -> str:

@@ -41,13 +41,18 @@ def list_folders(path: str) -> list[Path]:
         raise RagJaxError(f"config.data.path={path}: a folder's name is blank; remove a colon")
     folders: dict[str, Path] = {}
     for folder in map(Path, names):
-        if folder.name in folders:
+        if (name := name_folder(folder)) in folders:
             raise RagJaxError(
-                f"config.data.path={path}: {folders[folder.name]} and {folder} have the same name, "
+                f"config.data.path={path}: {folders[name]} and {folder} have the same name, "
                 "which tells their questions apart; rename one of them"
             )
-        folders[folder.name] = folder
+        folders[name] = folder
     return list(map(_find_folder, names))
+
+
+def name_folder(folder: Path) -> str:
+    """The name of a folder, whose path may end in `.` or `..`."""
+    return Path(os.path.abspath(folder)).name
 
 
 def _find_folder(name: str) -> Path:

@@ -1,7 +1,10 @@
 """A web page changed so that trafilatura reads what it leaves out: loose texts, figures, notes."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from rag_jax.data.formats.outline import squeeze
 
 _INLINE = {
     *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em"),
@@ -17,8 +20,11 @@ _BOXES = (
     *_CELLS,
 )
 # What holds sentences.
-_BLOCKS = ("p", "li", "dd", "dt", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", *_CELLS)
-_NOTES = ("doc-footnote", "doc-endnote", "doc-endnotes")
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_BLOCKS = ("p", "li", "dd", "dt", "blockquote", *_HEADINGS, *_CELLS)
+_NOTES = ("doc-footnote", "doc-endnote", "doc-endnotes", "note")
+# Words of the classes of notes and warnings beside a text, as documentation has them.
+_ASIDES = ("footnote", "admonition", "callout", "caution", "danger", "note", "tip", "warning")
 # What a page marks as its main part, as trafilatura finds it.
 _MAIN = (
     ".//main | .//article"
@@ -30,8 +36,9 @@ def prepare_page(tree: Any) -> None:
     """Puts texts where trafilatura reads them.
 
     The body is the main part where a page marks none. Texts in no paragraph come into one. Figures,
-    captions, centred parts and footnotes become boxes like others; dates, labels and buttons in a
-    sentence become a part of it.
+    captions, centred parts, footnotes and warnings become boxes like others; dates, labels and
+    buttons in a sentence become a part of it, and so do formulas and a heading's only button. Links
+    without words, as to a heading itself, are left out.
 
     Args:
         tree: of lxml, which is changed.
@@ -39,6 +46,13 @@ def prepare_page(tree: Any) -> None:
     for anchor in [*tree.iter("a")]:
         if anchor.get("href") is None:  # a place to which links lead, and no link
             anchor.tag = "span"
+        elif not any(map(str.isalnum, anchor.text_content())) and anchor.find(".//img") is None:
+            anchor.drop_tree()
+    for formula in [*tree.iter("math")]:
+        _show_formula(formula)
+    # Its heading would be all that the item of a list has.
+    for element in [*tree.xpath("//li//details | //li//summary")]:
+        element.tag = "p" if element.tag == "summary" else "div"
     for element in [*tree.iter("aside", "center", "figcaption", "figure")]:
         if element.tag != "aside" or _is_note(element):
             element.tag = "div"
@@ -67,13 +81,34 @@ def _mark_main(tree: Any) -> None:
 
 def _is_note(aside: Any) -> bool:
     """Whether what stands aside is a note to the text."""
-    return "footnote" in aside.get("class", "") or aside.get("role") in _NOTES
+    words = re.split(r"[\s_-]+", aside.get("class", ""))
+    return not {*_ASIDES}.isdisjoint(words) or aside.get("role") in _NOTES
+
+
+def _show_formula(formula: Any) -> None:
+    """Has a formula read: one that is hidden behind its picture, and one without its source."""
+    for element in formula.iterancestors("span"):
+        if "display" in element.get("style", ""):
+            del element.attrib["style"]
+    if formula.find(".//annotation") is None:
+        text = formula.get("alttext") or " ".join(formula.itertext())
+        tail = formula.tail
+        formula.clear()
+        formula.tag, formula.text, formula.tail = "span", " ".join(text.split()), tail
 
 
 def _is_in_sentence(element: Any) -> bool:
-    """Whether a date or a control is a part of a text; a button is, if words go on after it."""
-    goes_on = element.tag != "button" or (element.tail or "").strip()
-    return bool(goes_on) and next(element.iterancestors(*_BLOCKS), None) is not None
+    """Whether a date or a control is a part of a text.
+
+    A button is, if words go on after it, or if it is all that a heading has.
+    """
+    block = next(element.iterancestors(*_BLOCKS), None)
+    if block is None or element.tag != "button":
+        return block is not None
+    is_all = block.tag in _HEADINGS and squeeze(block.text_content()) == squeeze(
+        element.text_content()
+    )
+    return is_all or bool((element.tail or "").strip())
 
 
 def _enclose_runs(box: Any) -> None:

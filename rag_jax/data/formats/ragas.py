@@ -13,6 +13,7 @@ from typing import Any
 
 from rag_jax.data.formats import dpr
 from rag_jax.data.formats.fields import Context, Item, get_filled, get_text, get_texts
+from rag_jax.data.formats.jsonl import has_options
 from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -24,7 +25,8 @@ _CONTEXTS = ("reference_contexts", "retrieved_contexts", "contexts", "context")
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a row of RAGAS."""
     is_old = "question" in record and bool({*_GOLD[1:]} & record.keys())
-    return is_old or {"user_input", "reference"} <= record.keys()
+    # Without its choices the label of one of them would be the answer.
+    return (is_old or {"user_input", "reference"} <= record.keys()) and not has_options(record)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

@@ -13,7 +13,7 @@ from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data import gazetteer
 from rag_jax.data.formats.folder import find_documents, list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
-from rag_jax.data.formats.mixture import list_folders, mix_collections
+from rag_jax.data.formats.mixture import list_folders, mix_collections, name_folder
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, Keep, Question, store_questions
@@ -57,7 +57,8 @@ def read_collection(
         collection = _select_long_tail(collection) if data.longtail else collection
     else:
         parts = {
-            folder.name: read(folder, keep_part(number)) for number, folder in enumerate(folders)
+            name_folder(folder): read(folder, keep_part(number))
+            for number, folder in enumerate(folders)
         }
         collection = mix_collections(_prepare_parts(parts, data), keep)
     if not collection.passages:

@@ -31,6 +31,8 @@ _SYMBOLS = {
     0xF0F2: "∫",
 }
 _SYMBOL = {first + i: char for first, chars in _SYMBOLS.items() for i, char in enumerate(chars)}
+_MOST_STYLES = 11  # each based on the next one, as in Word
+_TEXT = 10  # in the outline: no heading
 _OFF = "(@w:val = '0' or @w:val = 'false' or @w:val = 'off')"  # of a property of a run
 _STRUCK_OUT = f"w:r[w:rPr/w:strike[not{_OFF}] or w:rPr/w:dstrike[not{_OFF}]]"
 # Word's elements that only enclose others, and those that are not read: what is deleted, moved away
@@ -144,10 +146,43 @@ def _put_text(element: Any, text: str) -> None:
     element.getparent().replace(element, put)
 
 
-def find_level(style: str) -> int | None:
-    """The level of a heading in one of Word's styles: 0 for a title; None for other styles."""
-    match = re.fullmatch(r"Heading (\d)", style)
-    return 0 if style == "Title" else int(match[1]) if match else None
+def find_level(paragraph: Any, known: dict[str, int]) -> int | None:
+    """The level of a heading: 0 for a title, 1 to 9 in the outline; None for no heading.
+
+    A paragraph has the level of its style, or one of its own.
+
+    Args:
+        known: by the id of a style its level, or `_TEXT`; the paragraph's is added.
+    """
+    style = paragraph.style  # once: python-docx searches all styles
+    id = style.style_id if style else ""
+    if id not in known:
+        known[id] = _find_style_level(style)
+    own = _find_outline(paragraph._element)
+    level = known[id] if own is None else own
+    return level if level < _TEXT else None
+
+
+def _find_style_level(style: Any) -> int:
+    """The level of Word's own styles of headings, of those based on one, or of the outline's."""
+    for _ in range(_MOST_STYLES):
+        if style is None:
+            break
+        if style.name == "Title":
+            return 0
+        if match := re.fullmatch(r"Heading (\d)", style.name or ""):
+            return int(match[1])
+        if (level := _find_outline(style.element)) is not None:
+            return level
+        style = style.base_style
+    return _TEXT
+
+
+def _find_outline(element: Any) -> int | None:
+    """The level that a paragraph or style has in the outline by itself; None if it says nothing."""
+    found = element.find("w:pPr/w:outlineLvl", _NAMESPACES)
+    level = "" if found is None else found.get(f"{{{_NAMESPACES['w']}}}val", "")
+    return int(level) + 1 if level.isdecimal() else None
 
 
 def take_title(entries: Iterable[Entry]) -> tuple[str, list[Entry]]:

@@ -15,7 +15,7 @@ from rag_jax.config import (
     ReaderConfig,
     Seed,
 )
-from rag_jax.data.formats.detect import is_named
+from rag_jax.data.formats.detect import PASSAGES, find_named_format, is_named
 from rag_jax.data.formats.documents import list_documents
 from rag_jax.data.formats.files import list_others
 from rag_jax.data.formats.folder import list_files
@@ -28,7 +28,7 @@ class CorpusConfig:
     """The corpus that is asked about.
 
     Attributes:
-        path: folder of documents, or with a file of passages; or such a file.
+        path: folder with a file of passages, or of documents; or such a file.
         bad_lines: maximum number of malformed lines and documents that are skipped.
         passage_words: the most words of a passage that is cut from a document.
     """
@@ -46,10 +46,13 @@ class CorpusConfig:
         path = expand_path(self.path)
         if path.is_file():
             return [path], [path]
-        if named := [file for file in list_files(path) if is_named(file, "passages")]:
+        files = list_files(path)
+        if named := [file for file in files if is_named(file, "passages", "corpus")]:
             return named, named
         if documents := list_documents(path):
             return [path], documents
+        if found := [file for file in files if find_named_format(file) == PASSAGES]:
+            return found, found
         raise RagJaxError(f"config.data.path={path}: holds no documents and no file of passages")
 
     def list_unread(self, sources: Sequence[Path]) -> list[Path]:

@@ -419,7 +419,7 @@ def write_bomb(path):
         ("a.html", lambda p: p.write_text("<html><body></body></html>"), "has no text"),
         ("a.md", lambda p: p.write_text("# Only a heading\n"), "has no text"),
         ("a.txt", lambda p: p.write_bytes(b"\xff\xfe\x00a"), "UTF-16"),
-        ("a.txt", lambda p: p.write_bytes(b"caf\xe9 au lait"), "is damaged"),
+        ("a.txt", lambda p: p.write_bytes(b"caf\xe9 au lait"), "is not UTF-8 .at byte 3.: save it"),
         ("a.txt", lambda p: p.write_text("words " * 500), "divide it"),
         ("a.txt", lambda p: p.write_text(" \n \n"), "has no text"),
     ],

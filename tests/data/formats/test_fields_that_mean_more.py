@@ -41,6 +41,12 @@ def test_the_answer_of_an_evaluated_system_is_not_the_gold_one(tmp_path, gold):
     assert read(tmp_path, {}, format="ragas") == found
 
 
+def test_the_label_of_a_choice_is_no_gold_answer(tmp_path):
+    record = {"question": "Where is Riga?", "options": ["Peru", "Latvia"], "ground_truth": "B"}
+    with pytest.raises(RagJaxError, match="has choices and 'ground_truth', but none of answerKey"):
+        read_one(tmp_path, record, **{"passages.jsonl": [PASSAGE]})
+
+
 @pytest.mark.parametrize(
     ("record", "relevant"),
     [
@@ -237,7 +243,10 @@ def test_the_paragraph_of_a_question_with_choices(tmp_path, name):
 @pytest.mark.parametrize("paragraph", [{}, {"context": "It is."}])
 @pytest.mark.parametrize(
     "fault",
-    [{"label": 0}, {"label": "0"}, {"label": -1}, {"label": "False"}, {"hallucination": "yes"}],
+    [
+        *({"label": label} for label in (0, "0", -1, "False", "FALSE", 0.0)),
+        {"hallucination": "yes"},
+    ],
 )
 def test_a_wrong_candidate_is_no_gold_answer(tmp_path, fault, paragraph):
     rows = [{"question": "Q?", "answer": "x", "label": 1} | paragraph]

@@ -117,6 +117,24 @@ def test_names_of_classes(tmp_path):
     assert [row for _, row in read_records(saved, BadLines())] == [{"a": "mixture", "b": None}]
 
 
+def test_columns_of_values_of_several_types(tmp_path):
+    """`datasets` keeps them as JSON, in a column or within one."""
+    mixed = {"_type": "Json"}
+    features = {"answer": mixed, "answers": {"feature": mixed, "_type": "List"}, "n": {"a": mixed}}
+    rows = [
+        {"answer": "true", "answers": ['"Z\\u00fcrich"', "12"], "n": {"a": "[1]"}},
+        {"answer": '"Riga"', "answers": None, "n": {"a": None}},
+    ]
+    saved = save(tmp_path / "a", rows, features=features)
+    assert [row for _, row in read_records(saved, BadLines())] == [
+        {"answer": True, "answers": ["Zürich", 12], "n": {"a": [1]}},
+        {"answer": "Riga", "answers": None, "n": {"a": None}},
+    ]
+    broken = save(tmp_path / "b", [{"answer": "{"}], features=features)
+    with pytest.raises(RagJaxError, match=r"arrow is damaged: .*save_to_disk"):
+        [*read_records(broken, BadLines())]
+
+
 def test_what_determines_a_run(tmp_path):
     saved = save_splits(tmp_path / "saved", train=SQUAD, test=SQUAD)
     before = describe_source(DataConfig(str(saved)), WorldConfig())["files"]

@@ -57,6 +57,16 @@ def test_a_mixture_is_one_corpus_with_joined_splits(folders: str) -> None:
     assert [(q.dataset, q.answers) for q in test] == [("towns", ("b",)), ("arc", ("A",))]
 
 
+def test_folders_of_a_mixture_named_from_where_one_stands(folders, monkeypatch) -> None:
+    rivers, towns, _ = folders.split(os.pathsep)
+    monkeypatch.chdir(towns)
+    found = read_collection(DataConfig(os.pathsep.join((rivers, ".", "../arc"))), WorldConfig())
+    assert [p.id for p in found.passages] == ["rivers/1", "rivers/2", "towns/1"]
+    assert [q.dataset for q in found.questions["test"]] == ["towns", "arc"]
+    with pytest.raises(RagJaxError, match="have the same name"):
+        read_collection(DataConfig(os.pathsep.join((towns, "."))), WorldConfig())
+
+
 def test_questions_are_held_out_where_there_is_no_dev_split(folders: str) -> None:
     found = read_collection(DataConfig(folders, held_out=1, seed=3), WorldConfig())
     assert [q.dataset for q in found.questions["dev"]] == ["rivers", "towns"]

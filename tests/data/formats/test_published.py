@@ -529,6 +529,14 @@ def test_choices_that_leave_it_open(tmp_path, fields):
         read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
 
 
+@pytest.mark.parametrize("more", [{}, {"para": "Of it."}])
+def test_choices_that_are_objects(tmp_path, more):
+    choices = [{"label": k, "text": t, **more} for k, t in (("1", "Earth"), ("2", "Mars"))]
+    record = {"id": "q", "question": "Which?", "choices": choices, "answerKey": "2"}
+    question = read_one(tmp_path, record)
+    assert (question.answers, question.choices) == (("B",), {"A": "Earth", "B": "Mars"})
+
+
 def test_marks_of_a_text_are_kept(tmp_path):
     """A clean-up drops what a format adds, and nothing that the text begins or ends with."""
     page = {

@@ -109,6 +109,15 @@ def test_bad_rows_of_dpr(tmp_path, row):
     assert len(read(tmp_path, {}, bad_lines=1).questions["test"]) == 1
 
 
+def test_a_page_of_kilt_in_a_row_of_hugging_face(tmp_path):
+    paragraphs = ["A\n", "One.\n", "Section::::More.\n", "BULLET::::- Two.\n"]
+    page = {"wikipedia_id": "290", "wikipedia_title": "A", "text": {"paragraph": paragraphs}}
+    page["text"]["paragraph_id"] = [*range(4)]
+    asked = {"id": "k", "input": "Which?", "output": [{"answer": "x"}]}
+    found = read(tmp_path, {"pages.jsonl": json.dumps(page), "dev.jsonl": json.dumps(asked)})
+    assert [(p.id, p.text) for p in found.passages] == [("290#1", "One."), ("290#3", "Two.")]
+
+
 def test_kilt(tmp_path):
     page = {
         "_id": "290",

@@ -165,6 +165,8 @@ def read_answers(folder, name, cell):
         ("['14 December 1972 UTC', \"December '72\"]", ("14 December 1972 UTC", "December '72")),
         ('["a b", "c"]', ("a b", "c")),
         (" [ 'a b' ] ", ("a b",)),
+        (r'["1\/2", "\ud83d\ude00"]', ("1/2", "\N{GRINNING FACE}")),  # JSON's escapes
+        (r"['a\tb']", ("a\tb",)),
         ("[]", ()),
     ],
 )

@@ -146,6 +146,30 @@ def test_what_cannot_be_asked_about(config, written, tmp_path, monkeypatch, caps
     assert "passages.jsonl: is not read" not in told
 
 
+@pytest.mark.parametrize(
+    ("files", "sources"),
+    [
+        (["corpus.jsonl", "notes.md"], ["corpus.jsonl"]),
+        (["wiki.jsonl", "queries.jsonl"], ["wiki.jsonl"]),
+        (["psgs_w100.tsv"], ["psgs_w100.tsv"]),
+        (["notes.md", "wiki.jsonl"], [""]),  # the folder of documents
+    ],
+)
+def test_files_that_are_asked_about(tmp_path, files, sources):
+    contents = {".tsv": "id\ttext\ttitle\n1\tWords.\tT\n", ".md": "# T\n\nWords.\n"}
+    for name in files:
+        content = contents.get(name[name.rindex(".") :], '{"id": "1", "text": "Words."}\n')
+        (tmp_path / name).write_text(content)
+    found, _ = CorpusConfig(path=str(tmp_path)).list_sources()
+    assert found == [tmp_path / name for name in sources]
+
+
+def test_a_folder_without_anything_to_ask_about(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "Where?", "answers": ["x"]}\n')
+    with pytest.raises(RagJaxError, match="holds no documents and no file of passages"):
+        CorpusConfig(path=str(tmp_path)).list_sources()
+
+
 def test_settings_that_do_not_fit():
     with pytest.raises(RagJaxError, match="config.data.path=None: name a folder of documents"):
         QuestionsConfig().check("config")
