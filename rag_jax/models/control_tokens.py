@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Set
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import tokenizers
 from tokenizers import AddedToken
@@ -49,6 +49,17 @@ def _is_markup(name: str) -> bool:
     return bool(name[1:-1].strip()) and any(
         name.startswith(start) and name.endswith(end) for start, end in _BRACKETS
     )
+
+
+def find_pieces(core: tokenizers.Tokenizer, control: Mapping[str, int]) -> set[int]:
+    """The ids of control tokens that are pieces of texts, too, such as padding that is named "!".
+
+    Args:
+        core: the tokenizer for texts.
+    """
+    words = {name: id for name, id in control.items() if not _is_markup(name)}
+    encode = partial(core.encode, add_special_tokens=False)
+    return {id for name, id in words.items() if encode(name).ids == [id]}
 
 
 def find_unknown(core: tokenizers.Tokenizer) -> int | None:

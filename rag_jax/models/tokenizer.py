@@ -14,6 +14,7 @@ from rag_jax.models.control_tokens import (
     ChatEncoder,
     count_needed,
     find_control_tokens,
+    find_pieces,
     find_unknown,
     make_text_core,
     read_frame,
@@ -87,8 +88,11 @@ class Tokenizer:
         written = self._read_template()
         self._special = find_control_tokens(core, names=named, written=written)
         self._text_core = make_text_core(core, self._special)
+        pieces = find_pieces(self._text_core, self._special)
         # The unknown token is none: text outside the vocabulary encodes to it.
-        self._control = {*self._special.values()} - {find_unknown(core)}
+        self._control = {*self._special.values()} - {find_unknown(core)} - pieces
+        added = core.get_added_tokens_decoder()
+        self._unseen = {id for id, token in added.items() if token.special} - pieces
         self._ids: dict[int, int] = {}  # see `_share`
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
@@ -256,7 +260,7 @@ class Tokenizer:
         """
         ids = ids if hasattr(ids, "__len__") else list(ids)
         check_token_row("ids", ids)
-        return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._core.decode([int(i) for i in ids if i not in self._unseen], False)
 
     def shorten(self, text: str, limit: int) -> str:
         """A text truncated to `limit` tokens; a character cut in the middle is dropped."""

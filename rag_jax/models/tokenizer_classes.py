@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import show
@@ -75,7 +75,7 @@ def follow_class(
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if kind in _BYTE_CLASSES:
         _set_prefix(core.pre_tokenizer, read("add_prefix_space", False))
-    if kind == "Qwen2Tokenizer" and core.normalizer is None:
+    if kind == "Qwen2Tokenizer" and not any(_list_parts(core.normalizer, normalizers.Sequence)):
         core.normalizer = normalizers.NFC()
     if kind == "XLMRobertaTokenizer" and isinstance(core.model, models.Unigram):
         steps = _list_parts(core.normalizer, normalizers.Sequence)
@@ -93,6 +93,9 @@ def follow_class(
     scheme = "never" if settings.get("add_prefix_space") is False else scheme
     core.normalizer = None
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    if scheme == "never":  # and no blank is taken away
+        blanks = decoders.Replace("\u2581", " ")
+        core.decoder = decoders.Sequence([blanks, decoders.ByteFallback(), decoders.Fuse()])
 
 
 def set_frame(core: tokenizers.Tokenizer, kind: str, names: Mapping[str, str | None]) -> None:

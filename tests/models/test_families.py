@@ -358,6 +358,10 @@ def test_the_language_model_of_a_gemma_with_images(tmp_path):
         found = load(folder)
         assert found.config == wanted.config
         jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+        for tied in (True, False):  # the whole model's, not the language model's
+            untied = config | {"tie_word_embeddings": tied}
+            (folder / "config.json").write_text(json.dumps(untied))
+            assert read_config(folder / "config.json").tie_embeddings == tied
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": 1}))
     with pytest.raises(RagJaxError, match="config.json: text_config must be a JSON object, not 1"):
         read_config(folder / "config.json")

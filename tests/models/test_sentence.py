@@ -337,6 +337,22 @@ def test_other_modules_are_refused(kind, folder):
         load(folder)
 
 
+def test_code_of_an_encoders_own_is_refused(folder):
+    """As of Qwen2's encoders whose tokens attend to all others. Of language models it is unread."""
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.BiModel"}
+    change(folder, "", auto_map=own)
+    with pytest.raises(RagJaxError, match=r"config.json: auto_map has AutoModel 'own.BiModel', .*"):
+        load(folder)
+    change(folder, "", auto_map={"AutoConfig": "own.Config"})
+    settings = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RagJaxError, match=r"tokenizer_config.json: auto_map has AutoTokenizer"):
+        load(folder)
+    llama = shutil.copytree(BERT.parent / "llama_tied", folder.parent / "llama")
+    change(llama, "", auto_map=own)
+    assert load(llama).tokenizer.vocab_size
+
+
 def change(folder, place, **fields):
     path = folder / place / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))

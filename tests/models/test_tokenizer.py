@@ -95,6 +95,24 @@ def test_special_tokens_do_not_form_across_the_edge_of_a_content(content):
     assert not {0, 1, 2} & set(tokenizer.encode_chat([{"role": "user", "content": "end"}]))
 
 
+def test_control_tokens_that_are_pieces_of_texts(tmp_path):
+    """Padding that is named "!", and a type that a file gives its first character."""
+    core = make_byte_level()
+    core.save(str(tmp_path / "tokenizer.json"))
+    settings = {"pad_token": "!", "eos_token": "<|end|>", "additional_special_tokens": ["a"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    metadata = make_metadata()
+    place = metadata["tokenizer.ggml.tokens"].index("!")
+    metadata["tokenizer.ggml.token_type"][place] = 3
+    found = Tokenizer.from_folder(tmp_path), Tokenizer.from_gguf(metadata)
+    for tokenizer, control in zip(found, ("<|end|>", "<|im_end|>"), strict=True):
+        text = f"Hello! A bar, a. {control}!"
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text and tokenizer.find_id(control) not in ids
+        assert tokenizer.decode([tokenizer.token_id(control), *ids]) == text
+    assert found[0].pad_id == found[0].find_id("!") in found[0].encode("!")
+
+
 def test_an_id_is_one_object_in_all_texts():
     """Python makes one for each use of a number above 256, of 28 bytes beside a list's 8."""
     tokenizer, text = Tokenizer.from_gguf(make_metadata()), "the and the " * 50

@@ -196,6 +196,27 @@ def test_types_whose_class_is_always_the_same(tmp_path):
     assert found["mistral"] == found["phi3"] != found["llama"]
 
 
+def test_qwens_class_composes_characters(tmp_path):
+    for normalizer in (None, normalizers.Sequence([])):
+        core = TOKENIZERS["byte level"]()
+        core.normalizer = normalizer
+        for kind, composes in (("Qwen2Tokenizer", True), (PLAIN[0], False)):
+            tokenizer = Tokenizer.from_folder(write(tmp_path, core, tokenizer_class=kind))
+            assert (tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")) == composes
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_blank_that_llamas_class_puts_before_a_text_is_taken_away_alone(prefix, tmp_path):
+    core = TOKENIZERS["metaspace, legacy"]()
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    core.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])  # as Llama's file has it
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix}
+    tokenizer = Tokenizer.from_folder(write(tmp_path, core, model_type="llama", **settings))
+    # A blank that a text has itself is the one before it.
+    for text in ("the cat", *[" the cat", "  the"] * (not prefix)):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def make_pieces(normalizer=None, step=None):
     """XLM-R's kind of tokenizer, whose file cuts texts at blanks alone."""
     pieces = ["<unk>", "\u2581", "\u2581a", "a", "\u2581b", "b", "\t"]

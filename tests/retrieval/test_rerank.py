@@ -213,6 +213,11 @@ def test_what_a_decoders_tokenizer_puts_around_two_texts(tmp_path):
     id, frame = core.token_to_id(name), f"{name} $A {name}:1 $B:1 {name}:1"
     core.post_processor = TemplateProcessing(f"{name} $A", frame, special_tokens=[(name, id)])
     core.save(str(folder / "tokenizer.json"))
+    # transformers would take the last token for padding, and score the one before it.
+    change_json(folder / "config.json", pad_token_id=id)
+    with pytest.raises(RagJaxError, match=f"config.json: pad_token_id={id} also ends every pair"):
+        load_reranker(folder)
+    change_json(folder / "config.json", pad_token_id=None)
     scored = load_reranker(folder)
     encode = scored.base.tokenizer.encode
     (row,) = tokenize_pairs(scored, [("who", "she did")], 24)

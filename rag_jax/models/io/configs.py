@@ -85,4 +85,6 @@ def describe_config(config: Config) -> dict[str, Any]:
 def _read_gemma(fields: Fields) -> DecoderConfig:
     """The language model of a Gemma 3 that reads images too."""
     text = {**fields.section("text_config"), "model_type": "gemma3_text"}
+    if (tied := fields.raw.get("tie_word_embeddings")) is not None:  # of the whole model
+        text["tie_word_embeddings"] = tied
     return read_decoder(Fields(text, f"{fields.source}: text_config"))

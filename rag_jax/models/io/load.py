@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
 from rag_jax.models.io.configs import open_config, read_config
-from rag_jax.models.io.fields import Fields, gives_scores
+from rag_jax.models.io.fields import Fields, gives_scores, read_fields
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import Describe, fingerprint, resolve
@@ -25,7 +25,7 @@ from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.outside import is_there
+from rag_jax.runtime.outside import is_there, show
 from rag_jax.runtime.sharding import Rules
 
 _logger = logging.getLogger(__name__)
@@ -171,6 +171,8 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
         tensors = read_safetensors(files)
         has_modules = is_there(folder / MODULES) and find_answers(folder) is None
         embeds = isinstance(config, EncoderConfig) or has_modules
+        if embeds:
+            _refuse_code(folder, fields)
         tokenizer = _read_tokenizer(folder, config)
         if isinstance(config, DecoderConfig) and embeds:
             config = _drop_head(config, tensors)
@@ -214,6 +216,22 @@ def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
     if path.is_dir():
         refuse_nested(path)
     return path, find_weights(path), path.parent if path.is_file() else path
+
+
+def _refuse_code(folder: Path, fields: Fields) -> None:
+    """Refuses an encoder that has code of its own, which may make other embeddings of its weights.
+
+    Some are Qwen2 by their type, and have every token attend to all others.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = read_fields(path) if is_there(path) else Fields({}, str(path))
+    for own, name in ((fields, "AutoModel"), (settings, "AutoTokenizer")):
+        if code := own.section("auto_map").get(name):
+            raise RagJaxError(
+                f"{own.source}: auto_map has {name} {show(code)}, code of the model's own, which "
+                "is not run: without it embeddings may differ; remove the entry to load it as its "
+                f"model_type {show(fields.raw.get('model_type'))}"
+            )
 
 
 def _drop_head(config: DecoderConfig, tensors: Mapping[str, StoredTensor]) -> DecoderConfig:

@@ -169,6 +169,12 @@ def _check_config(found: OpenedModel) -> Fields:
         )
     if stands_alone(found.folder):
         _check_settings(found.folder)
+    end = found.tokenizer.pair_frame[-1][-1:] if isinstance(found.config, DecoderConfig) else []
+    if end and end[0] == fields.raw.get("pad_token_id"):
+        raise RagJaxError(
+            f"{fields.place('pad_token_id')}={end[0]} also ends every pair, where transformers "
+            "takes it for padding and scores the token before it: this is not supported"
+        )
     labels = fields.raw.get("id2label", {0: "", 1: ""})
     count = fields.raw.get("num_labels", len(labels) if isinstance(labels, Mapping) else None)
     if count != 1:
