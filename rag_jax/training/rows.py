@@ -4,7 +4,7 @@
 and `fit_rows` trains on rows from first to last.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.training.fit import Batch, fit
+from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
 
@@ -203,13 +203,17 @@ def fit_rows(
     seed: int,
     start: PyTree[Array] | None = None,
     steps: int | None = None,
+    make_hook: Callable[..., Hook] | None = None,
     profile_steps: int = 0,
 ) -> None:
     """Trains on rows to the end; see `fit`, which takes `start` and `steps`.
 
     The loss is taken of the arrays that `pack_rows` makes with these `terms`. A row's term is the
-    mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
-    for counting operations.
+    mean over the term's tokens, and a batch's loss the mean over its rows.
+
+    Args:
+        config: the model's, for counting operations.
+        make_hook: makes a hook from the number of steps of an epoch.
     """
     plan, packing = plan_rows(rows, settings, config, strata=strata, seed=seed)
     full = trainable.frozen is None
@@ -236,5 +240,6 @@ def fit_rows(
         ids=[row.id for row in rows],
         start=start,
         steps=steps,
+        hook=None if make_hook is None else make_hook(steps=plan.num_steps_per_epoch),
         profile_steps=profile_steps,
     )

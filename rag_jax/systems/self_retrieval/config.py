@@ -109,6 +109,8 @@ class SelfRetrievalConfig:
         indexing: the first training run, on the corpus's sentences alone. Without epochs there is
             none; the released code has 3, as many and at the same rate as the second run.
         train: the second training run, on the mix of all tasks.
+        validation: number of development questions, the first ones, that passages are found for
+            after each epoch of either run, for the log's curves; 0 for none.
         profile_steps: number of steps of each training that are traced.
         track: where the curves of the run go besides the run's own files.
     """
@@ -129,6 +131,7 @@ class SelfRetrievalConfig:
     tuning: TuningConfig = TuningConfig()
     indexing: TrainConfig = TrainConfig(epochs=0, batch_size=16)
     train: TrainConfig = TrainConfig(batch_size=16)
+    validation: CountOrZero = 0
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()
     bm25: BM25Config = BM25Config()

@@ -27,6 +27,8 @@ def list_stages(session: Session) -> list[Stage]:
     c = session.config
     model = {"weights": session.fingerprint("model.name"), "model": c.model}
     learning = {"examples": c.examples, "train": c.train, "tuning": c.tuning, "seed": c.seed}
+    if c.validation:  # without `c.search`: other settings of it train no other model
+        learning["validation"] = c.validation
     dense = {"weights": session.fingerprint("dense.encoder.name"), "dense": c.dense}
     # Some mined passages may be of the relevant documents, whose negatives are chosen otherwise.
     kept = max(c.dense.hard, 4 * c.examples.other)
@@ -35,9 +37,12 @@ def list_stages(session: Session) -> list[Stage]:
     def trie(name: str, *, titled: bool) -> Stage:
         return stage(name, run_trie, model, "corpus", version=2, titled=titled)
 
-    def train(name: str, *needs: str, **options: Any) -> Stage:
-        needs = "corpus", "negatives", *needs
-        options |= {"version": 2, "room": room}
+    def read_trie(titled: bool) -> tuple[str, ...]:
+        return ("trie" if titled else "trie_untitled",) if c.validation else ()
+
+    def train(name: str, *needs: str, titled: bool = True, **options: Any) -> Stage:
+        needs = "corpus", "negatives", *needs, *read_trie(titled)
+        options |= {"version": 2, "room": room, "titled": titled}
         return stage(name, run_training, {**model, **learning}, *needs, **options)
 
     def train_twice(first: str, second: str, *, titled: bool) -> list[Stage]:
@@ -47,7 +52,7 @@ def list_stages(session: Session) -> list[Stage]:
         read = {name: getattr(c.examples, name) for name in _INDEXING}
         settings = {**model, **learning, "examples": read, "train": c.indexing}
         options = {"titled": titled, "room": room}
-        indexing = stage(first, run_indexing, settings, "corpus", **options)
+        indexing = stage(first, run_indexing, settings, "corpus", *read_trie(titled), **options)
         return [indexing, train(second, first, start=first, titled=titled)]
 
     corpus, source = bind(session, run_titled_corpus), {**session.source, **model}

@@ -53,6 +53,12 @@ class Session(session.Session):
         loaded = self.load_encoder("dense.encoder.name", trained)
         return Encoders(loaded, loaded, shared=True)
 
+    def check_corpus(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if there are no questions to train, validate or evaluate on."""
+        super().check_corpus(corpus)
+        if self.trains and self.config.validation:
+            self.choose_questions(corpus, "dev")
+
     def choose_questions(self, corpus: Collection, split: str, count: int = 0) -> list[Question]:
         """The split's questions that have an answer and a relevant passage.
 
@@ -65,3 +71,9 @@ class Session(session.Session):
                 f"config.data: there are no {split!r} questions with answers and passages"
             )
         return questions
+
+    @property
+    def validated(self) -> list[Question]:
+        """The development questions that passages are found for after each epoch."""
+        count = self.config.validation
+        return self.choose_questions(self.corpus, "dev")[:count] if count else []

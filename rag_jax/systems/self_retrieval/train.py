@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -24,7 +25,9 @@ from rag_jax.systems.self_retrieval.data import (
     list_question_rows,
     make_index_rows,
 )
+from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.loss import make_loss
+from rag_jax.systems.self_retrieval.validation import Validation
 from rag_jax.systems.stages import train_encoders
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import Row, fit_rows
@@ -41,6 +44,8 @@ def run_indexing(
     make_format: Callable[..., Format],
     examples: ExamplesConfig,
     indexing: TrainConfig,
+    validated: Sequence[Question],
+    open_engine: Callable[..., Engine],
     seed: int,
     profile_steps: int,
     titled: bool = True,
@@ -48,6 +53,7 @@ def run_indexing(
     """The first run: trains on the corpus's sentences alone; the trained tree is `params`.
 
     Args:
+        validated: questions that passages are found for after each epoch; it then needs the trie.
         titled: whether titles are generated before passages.
 
     Raises:
@@ -57,6 +63,9 @@ def run_indexing(
     rows = make_index_rows(format, passages, replace(examples, sentences=sentences), seed=seed)
     loss = make_loss(set_passes(base.model, tuning), trainable)
     options = {"seed": seed, "profile_steps": profile_steps}
+    if validated:
+        engine = open_engine(context, context.name, titled=titled)
+        options["make_hook"] = partial(Validation, engine, trainable, validated, assessed=False)
     _fit(context, [*rows], loss, trainable, indexing, config=base.config, **options)
 
 
@@ -71,6 +80,8 @@ def run_training(
     make_format: Callable[..., Format],
     examples: ExamplesConfig,
     train: TrainConfig,
+    validated: Sequence[Question],
+    open_engine: Callable[..., Engine],
     seed: int,
     profile_steps: int,
     start: str | None = None,
@@ -80,6 +91,7 @@ def run_training(
     """Trains on indexing, retrieval and assessment; the trained tree is `params`.
 
     Args:
+        validated: as for `run_indexing`.
         start: the stage whose trained tree is trained further; None for the model as it is.
         instead_of: the stages of a model, in whose place this one is trained without indexing: on
             the questions alone, over more epochs, for as many steps as those stages together.
@@ -94,6 +106,9 @@ def run_training(
     rows += list_question_rows(format, train_questions, passages, mined, examples, seed=seed)
     loss = make_loss(set_passes(base.model, tuning), trainable)
     options = {"config": base.config, "seed": seed, "profile_steps": profile_steps}
+    if validated:
+        engine = open_engine(context, context.name, titled=titled)
+        options["make_hook"] = partial(Validation, engine, trainable, validated, assessed=True)
     if start:
         options["start"] = trainable.load(context.path(start, "params"))
     if instead_of:  # a line a step

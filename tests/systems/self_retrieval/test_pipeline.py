@@ -234,6 +234,33 @@ def test_either_run_resumes(finished, make_config, tmp_path, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, *map(session.trainable.load, folders))
 
 
+def test_development_questions_are_asked_after_each_epoch(finished, make_config, tmp_path):
+    """The numbers are those of an evaluation on these questions; what is trained stays the same."""
+    data = write_folder(tmp_path / "data", make_passages())
+    shutil.copy(tmp_path / "data/test_questions.jsonl", tmp_path / "data/dev_questions.jsonl")
+    config = make_config(**data, **{"validation": 3, "train.epochs": 2})
+    session = Session(build(SelfRetrievalConfig, config))
+    stages = {stage.name: stage for stage in list_stages(session)}
+    names = ("corpus", "negatives", "trie", *TRAININGS, "dense_tuned", "evaluate")
+    run_stages([stages[name] for name in names], tmp_path / "run")
+    folder = tmp_path / "run" / "stages"
+    logs = {name: read_jsonl(folder / name / "log.jsonl") for name in TRAININGS}
+    for epochs, log in zip((1, 2), logs.values(), strict=True):
+        steps = [line["step"] for line in log if "hits@1" in line]
+        assert steps == [len(log) // epochs * epoch - 1 for epoch in range(1, epochs + 1)]
+    asked = read_jsonl(folder / "evaluate" / "self_retrieval.jsonl")[:3]
+    for name in ("hits@1", "hits@5", "mrr@5", "document_recall@1"):
+        evaluated = np.mean([record[name] for record in asked])
+        assert logs["train"][-1][name] == pytest.approx(evaluated)
+    trees = [place / "indexing/params" for place in (folder, finished[0] / "stages")]
+    jax.tree.map(np.testing.assert_array_equal, *map(session.trainable.load, trees))
+
+
+def test_validation_needs_development_questions(make_config, tmp_path):
+    with pytest.raises(RagJaxError, match="config.data: there are no 'dev' questions"):
+        pipeline.run(make_config(validation=3), tmp_path / "run")
+
+
 def test_one_run_without_epochs_of_indexing(make_config):
     config = make_config(ablations=True, **{"indexing.epochs": 0})
     session = Session(build(SelfRetrievalConfig, config))

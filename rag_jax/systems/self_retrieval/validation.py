@@ -1,0 +1,62 @@
+"""How well the model retrieves after each epoch of a training, on development questions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from rag_jax.data.questions import Question
+from rag_jax.systems.self_retrieval.evaluate import find_titles, grade, rank
+from rag_jax.systems.self_retrieval.infer import Engine
+from rag_jax.systems.self_retrieval.scores import score, score_unassessed
+from rag_jax.systems.stages import order_found
+from rag_jax.training.trainable import Trainable
+
+_SHOWN = ("hits@1", "hits@5", "mrr@5", "document_recall@1")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A hook of the training loop (see `fit`) that has the model retrieve after each epoch.
+
+    Attributes:
+        engine: with the parameters before training, which are replaced by the trained ones.
+        steps: number of steps of an epoch.
+        assessed: whether passages rank by the model's assessment too, or, where it has not been
+            taught to assess, by their own probabilities.
+    """
+
+    engine: Engine
+    trainable: Trainable
+    questions: Sequence[Question]
+    steps: int
+    assessed: bool
+
+    def before(self, step: int, params: PyTree[Array]) -> None:
+        """Nothing is done before a step."""
+
+    def after(self, step: int, params: PyTree[Array]) -> Mapping[str, Any]:
+        """The means of the questions' measures after an epoch's last step."""
+        if (step + 1) % self.steps:
+            return {}
+        merged = self.trainable.merge(params, self.trainable.base)
+        return self._measure(replace(self.engine, params=merged))
+
+    def _measure(self, engine: Engine) -> dict[str, float]:
+        weigh = score if self.assessed else score_unassessed
+        found = engine.retrieve([question.question for question in self.questions])
+        ranked = [rank(groups, weigh(groups, engine.settings)) for groups, _ in found]
+        ranked = order_found(self.questions, ranked, engine.passages)
+        titles = find_titles(self.questions, engine.passages)
+        records = [
+            grade(
+                question,
+                {"ranked": own, "prediction": written.text, "seconds": 0.0},
+                passages=engine.passages,
+                titles=titles,
+            )
+            for question, own, (_, written) in zip(self.questions, ranked, found, strict=True)
+        ]
+        return {name: float(np.mean([record[name] for record in records])) for name in _SHOWN}
