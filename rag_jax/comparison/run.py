@@ -21,8 +21,9 @@ from rag_jax.evaluation.figures import Costs, Figure
 from rag_jax.evaluation.pairs import compare_rows
 from rag_jax.evaluation.report import write_report
 from rag_jax.pipeline.protect import mark_report
-from rag_jax.pipeline.workdir import hold_lock, make_workdir
+from rag_jax.pipeline.workdir import check_apart, hold_lock, make_workdir
 from rag_jax.runtime import signals
+from rag_jax.runtime.checkpoint import check_path
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_json, remove_left
 from rag_jax.runtime.outside import parsing
@@ -56,10 +57,13 @@ def compare(
 
     Raises:
         RagJaxError: before anything is made, if the reference is no row, the data has no question
-            to ask, the tracker is not installed, or a finished comparison or a folder `data` of
-            somebody's own would be overwritten; at the end, if a system failed.
+            to ask, the tracker is not installed, the work folder cannot have checkpoints, or the
+            data, a finished comparison or a folder `data` of somebody's own would be overwritten;
+            at the end, if a system failed.
     """
     check_tracker(config)
+    check_path(workdir)
+    check_apart(workdir, config.data.path, "--workdir")
     reference = find_reference(config)
     described = describe_data(config)
     with explain_disk_errors(workdir):

@@ -23,6 +23,7 @@ from rag_jax.data.matching import normalize_answer, normalize_text
 from rag_jax.data.words import space_characters
 from rag_jax.evaluation.choices import pick_choice
 from rag_jax.evaluation.texts import (
+    NO,
     best_score,
     drop_thoughts,
     home_folder,
@@ -33,14 +34,9 @@ from rag_jax.evaluation.texts import (
 from rag_jax.runtime.errors import RagJaxError
 
 _VERDICTS = ("yes", "no")
-# "No" before a noun is no verdict: it is one before punctuation, or where a clause begins.
-_AFTER_NO = (
-    r"it|he|she|they|there|this|that|these|those|we|you|i|because|since|as|but|and|according|"
-    r"the|an?|its|his|her|their|our|my|your|is|was"
-)
-_SAID = re.compile(rf"\byes\b|\bno\b(?=\s*(?:[^\w\s]|\n|\Z)|\s+(?:{_AFTER_NO})\b)")
+_SAID = re.compile(rf"\byes\b|{NO}")
 _CONCLUDED = re.compile(r"\banswer(?:\s+is)?\W{1,4}(yes|no)\b")
-_NAMED_A = re.compile(r"\w\W{1,3}A\W{0,3}\Z")
+_NAMED_A = re.compile(r"\w\W?\s\W?A\W{0,3}\Z")
 # Punctuation that stands between two words, but not within numbers such as "3.5".
 _BETWEEN = regex.compile(
     r"</?\w+>|(?<![0-9])[.,/:;]|[.,/:;](?![0-9])|['\u2019](?=s\b)|[\u2013\u2014*(){}\[\]|\"\u201c\u201d\u2026!?=]|(?<=[0-9]{4})-(?=[0-9])|\p{Sc}"
@@ -162,8 +158,8 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    scorer = _make_rouge()
-    return best_score(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
+    scorer, said = _make_rouge(), drop_thoughts(prediction)
+    return best_score(lambda answer: scorer.score(answer, said)["rougeL"].fmeasure, answers)
 
 
 @functools.cache
@@ -205,7 +201,8 @@ def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> floa
     spaced = [[space_words(answer) for answer in listed] for listed in answers]
     references = [[a[i] if i < len(a) else None for a in spaced] for i in range(width)]
     scorer = BLEU(lowercase=True, max_ngram_order=1)
-    score = scorer.corpus_score([space_words(text) for text in predictions], references).score
+    said = [space_words(drop_thoughts(text)) for text in predictions]
+    score = scorer.corpus_score(said, references).score
     return min(1.0, score / 100)
 
 

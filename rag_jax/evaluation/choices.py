@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
-from rag_jax.evaluation.texts import drop_thoughts, spell_words
+from rag_jax.evaluation.texts import NO, drop_thoughts
 
 # What may follow "A" as a label; before any other word, "A" is the article.
 _AFTER_LABEL = (
@@ -39,18 +39,20 @@ _CHOSEN = (
     r"(?i:\s+(?:option|choice|answer))?\W{1,4}"
 )
 _NEGATED_BEFORE = re.compile(
-    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|"
+    r"(?i)(?:\bnot|n['\u2019]t|\b(?:is|was|are|do|does|did|would|could|can)nt|\bcannot|\bnever|\bnor|\bneither|"
     r"\bno\s+(?:longer|(?:\w+\s+)?(?:evidence|proof)\s+(?:\w+\s+){0,6}?is)|"
-    r"\brul(?:e|es|ed|ing)\s+out|\b(?:eliminat|exclud)(?:e|es|ed|ing))\s+"
+    r"\b(?:rul(?:e|es|ed|ing)\s+out|(?:eliminat|exclud)(?:e|es|ed|ing))\s?:?)\s+"
     r"(?:(?:be|the|an?|answer|option|choice|really|entirely|completely|strictly|quite|exactly|"
     r"necessarily|actually|always|at\s+all)\s+|"
     r"(?:think|believe|accurate|correct|right|case)\s+(?:\w+\s+){0,6}?is\s+)*[\"'(*\u201c\u2018]*$"
 )
 # Of several that are ruled out every one is, as in "eliminate A, C and D".
 _RULED_OUT = re.compile(r"(?i)rul|eliminat|exclud")
+_LEFT_OUT = r"(?:is|was|are|were|(?:can|must|should)\s+be)\s+(?:ruled\s+out|eliminated|excluded)"
 _NEGATED_AFTER = re.compile(
     r"(?i)[\"')*\u201d\u2019.]*(?:[^\S\n]+(?:is|was|are|were)(?:n['\u2019]t\b|\s+not\b|"
     r"\s+(?:clearly\s+|also\s+|both\s+|all\s+)?(?:wrong|incorrect|false|untrue)\b)|"
+    rf"[^\S\n]+{_LEFT_OUT}\b|"
     r"[^\S\n]*[:\u2013\u2014-][^\S\n]*(?:wrong|incorrect)\b)"
 )
 _CALLED_WRONG = re.compile(
@@ -58,7 +60,8 @@ _CALLED_WRONG = re.compile(
     r"[^\S\n]*[:(\u2013\u2014-][^\S\n]*(?:this\s+is\s+)?(?:wrong|incorrect)\b)"
 )
 _DENIALS = re.compile(
-    r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not|(?:this is )?(?:wrong|incorrect)) "
+    r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not|(?:this is )?(?:wrong|incorrect)|"
+    rf"{_LEFT_OUT}) "
 )
 _CALLED_AFTER = re.compile(
     r" (?:is|was|must be|would be) (?:the )?(?:answer|"
@@ -71,7 +74,9 @@ _QUESTION = re.compile(r"\n[^\S\n]*(?:[Qq]uestion|Q) ?\d{0,5} ?:")
 _NO_SIGN_BEFORE, _NO_SIGN_AFTER = r"(?<![\w+\-/^<>])(?<!\d\.)", r"(?![\w+\-/^<>]|\.\d)"
 _DASHES = {0x2212: "-", 0x2013: "-"}
 _REACH = 400  # characters before a label in which a negation of it begins
-_NEGATIONS = {"not", "isnt", "wasnt", "arent", "doesnt", "cannot", "never", "nor", "neither"}
+# "No" before a noun, a decimal point and a minus sign, in texts whose signs are dropped.
+_DETERMINER = re.compile(rf"(?i)(?!{NO})\bno\b")
+_POINT, _MINUS = re.compile(r"(?<=\d)\.(?=\d)"), re.compile(r"(?<![\w.)])[-\u2212](?=\.?\d)")
 
 
 def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
@@ -244,13 +249,14 @@ def _find_words(
 
     The former with the last first, the latter by the place of their first word that is not denied.
     """
-    normalize, before, after = normalize_answer, "(?<= )", "(?= )"
+    normalize, before, after = _normalize, "(?<= )", "(?= )"
     if len({*map(normalize, choices.values())}) < len(choices):  # as of "3" and "-3"
         normalize, before, after = _keep_signs, _NO_SIGN_BEFORE, _NO_SIGN_AFTER
-    predicted = f" {normalize(prediction)} "
-    words = {x: normalize(space_characters(text)) for x, text in choices.items()}
+    predicted = f" {normalize(_mark_determiners(prediction))} "
+    texts = {x: _mark_determiners(space_characters(text)) for x, text in choices.items()}
+    words = {x: normalize(text) for x, text in texts.items()}
     places = {
-        x: [m.span() for m in re.finditer(f"{before}{spell_words(text)}{after}", predicted)]
+        x: [m.span() for m in re.finditer(f"{before}{_spell(text)}{after}", predicted)]
         for x, text in words.items()
         if text
     }
@@ -264,7 +270,7 @@ def _find_words(
         asserted = [
             (start, end)
             for start, end in places[label]
-            if not _NEGATIONS & {*predicted[max(0, start - _REACH) : start].split()[-1:]}
+            if not _NEGATED_BEFORE.search(predicted, max(0, start - _REACH), start)
             and not _DENIALS.match(predicted, end)
         ]
         found.append((min(asserted or places[label]), label, not asserted))
@@ -278,6 +284,21 @@ def _find_words(
         [(label, False) for _, label in sorted(called, reverse=True)],
         [(label, denied) for _, label, denied in sorted(found, key=lambda item: item[0])],
     )
+
+
+def _mark_determiners(text: str) -> str:
+    """A text in which "no" before a noun, as in "no doubt", is another word than the answer."""
+    return _DETERMINER.sub("no\ua7fb", text)
+
+
+def _normalize(text: str) -> str:
+    """As `normalize_answer`, where "3.0" is not "30" and "-5" is not "5"."""
+    return normalize_answer(_MINUS.sub("\ua7fd", _POINT.sub("\ua7fb", text)))
+
+
+def _spell(words: str) -> str:
+    """A regular expression for a choice; FEVER's "not enough info" may be written out."""
+    return re.escape(words) + ("(?:rmation)?" if words.split()[-1:] == ["info"] else "")
 
 
 def _keep_signs(text: str) -> str:

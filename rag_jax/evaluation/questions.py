@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rag_jax.evaluation.texts import best_score, home_folder
+from rag_jax.evaluation.texts import best_score, drop_thoughts, home_folder
 
 # The weights of the kinds of words for SQuAD, and of all kinds against BLEU-1, with which the
 # authors publish their script, and others use it.
@@ -49,7 +49,8 @@ def q_bleu_1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    words, predicted = _list_kinds(prediction), _tokenize(prediction)
+    said = drop_thoughts(prediction)
+    words, predicted = _list_kinds(said), _tokenize(said)
 
     def score(answer: str) -> float:
         wanted = _list_kinds(answer)

@@ -1,5 +1,6 @@
 """The report of a run: report.json, report.html and text tables, with one row per method."""
 
+import contextlib
 import os
 import platform
 import re
@@ -14,12 +15,14 @@ from rag_jax.evaluation.page import write_page
 from rag_jax.evaluation.run_data import PREDICTIONS, REPORT, collect_run
 from rag_jax.evaluation.tables import PROGRAMS, format_tables, list_tables
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import explain_disk_errors, write_json, write_jsonl
+from rag_jax.runtime.files import explain_disk_errors, read_json, write_json, write_jsonl
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.memory import read_peak
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.terminal import write_text
 
 PAGE = "report.html"
+_NAME = re.compile(r"[\w.-]+")  # of a method
 
 
 def write_report(
@@ -41,7 +44,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`, and prints the tables.
 
-    Returns the content of `report.json`.
+    The predictions and TREC runs of methods that only the report before had are removed. Returns
+    the content of `report.json`.
 
     Args:
         config: settings of the run, as a dataclass or JSON value.
@@ -75,8 +79,11 @@ def write_report(
     shown_tables = list_tables(report)
     with explain_disk_errors(folder):
         (folder / PREDICTIONS).mkdir(exist_ok=True)
+        for name in _list_methods(folder / REPORT) - methods.keys():
+            (folder / PREDICTIONS / f"{name}.jsonl").unlink(missing_ok=True)
+            (folder / f"{name}.trec").unlink(missing_ok=True)
         for name, records in predictions.items():
-            if not re.fullmatch(r"[\w.-]+", name):
+            if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be part of a file name")
             write_jsonl(folder / PREDICTIONS / f"{name}.jsonl", records)
         if is_first():
@@ -86,6 +93,15 @@ def write_report(
     write_text(format_tables({t: rows for t, rows in shown_tables.items() if t != PROGRAMS}))
     write_text(f"\nreport: {folder / PAGE}")
     return report
+
+
+def _list_methods(path: Path) -> set[str]:
+    """The methods of a report, by whose names files can be; none where there is no report."""
+    if not path.exists():
+        return set()
+    with contextlib.suppress(RagJaxError), parsing(path):
+        return {name for name in read_json(path)["methods"] if _NAME.fullmatch(name)}
+    return set()  # a damaged report is about to be written anew
 
 
 def describe_environment(stages: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

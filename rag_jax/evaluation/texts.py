@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,13 @@ _WORD = regex.compile(rf"(?V1){UNSPACED}|(?:(?!{UNSPACED})[\p{{L}}\p{{N}}\p{{M}}
 _MARK = regex.compile(
     r"(?V1)(?<![\p{L}\p{N}])[\p{P}--\p{ASCII}]|[\p{P}--\p{ASCII}](?![\p{L}\p{N}])"
 )
+
+# "No" before a noun is no verdict: it is one before punctuation, or where a clause begins.
+_AFTER_NO = (
+    r"it|he|she|they|there|this|that|these|those|we|you|i|because|since|as|but|and|according|"
+    r"the|an?|its|his|her|their|our|my|your|is|was"
+)
+NO = rf"\bno\b(?=\s*(?:[^\w\s]|\n|\Z)|\s+(?:{_AFTER_NO})\b)"
 
 
 def drop_thoughts(text: str) -> str:
@@ -49,16 +55,6 @@ def _keep_articles(text: str) -> str:
 
 def _keep_all(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
-
-
-def spell_words(text: str) -> str:
-    """A regular expression for a normalised answer in a normalised text.
-
-    "no" is no answer in "there is no doubt", and FEVER's "not enough info" may be written out.
-    """
-    if text == "no":
-        return r"no(?! (?:doubt|evidence|longer|one|proof|question|way)(?!\w))"
-    return re.escape(text) + ("(?:rmation)?" if text.split()[-1:] == ["info"] else "")
 
 
 def list_words(text: str) -> list[str]:

@@ -16,6 +16,8 @@ from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import discard_output, open_closed, write_error, write_text
 
+_NAME = r"[^.\[\]]+(?:\[-?[0-9]+\])*"
+_FIELD = re.compile(rf"{_NAME}(?:\.{_NAME})*")
 _NO_BACKEND = "Unable to initialize backend"  # how JAX begins to say that a platform is missing
 
 
@@ -51,8 +53,11 @@ def read_command(
             raise flags.Error(f"{rest[0]}: not a flag; all are written --name=value")
         return values
 
-    file = find_config_file(arguments)
-    arguments = [_name_config(argument, file) for argument in arguments]
+    file, named = find_config_file(arguments), _list_named(arguments)
+    # As of any flag the last one holds, and it alone: its preset is no other file's.
+    arguments = [a for a in arguments if not re.match(r"--?config=", a)]
+    preset = named[-1].partition(":")[1:]
+    arguments = [f"--config={file}{''.join(preset)}", *arguments]
     for argument in arguments:
         if re.match(rf"--?no(config\..*|{'|'.join(switches or ('(?!)',))})=", argument):
             raise RagJaxError(f"{argument}: takes no value; leave it out, or leave out the 'no'")
@@ -126,12 +131,6 @@ def _join_config(arguments: list[str]) -> list[str]:
     return joined
 
 
-def _name_config(argument: str, file: Path) -> str:
-    """`--config=NAME[:preset]` with the file in the name's place; other arguments as they are."""
-    named = re.fullmatch(r"(--?config=)([^:]*)(:.*)?", argument)
-    return argument if named is None else f"{named[1]}{file}{named[3] or ''}"
-
-
 def _split_field(override: str) -> tuple[str, str | None]:
     """The field of `--config.field=value` and its value; None without one."""
     field, has_value, value = override.partition("=")
@@ -149,13 +148,16 @@ def _find_group(config: Any, override: str) -> tuple[Any, Any]:
     """Where the field of `--config.a.b[0].c=value` is: the group `a.b[0]` and the name `c`.
 
     Raises:
-        RagJaxError: there is no such field, it is a group itself, or the value is missing.
+        RagJaxError: there can be no such field or there is none, it is a group itself, or the value
+            is missing.
     """
     from rag_jax.config import describe_unknown
 
     path, given = _split_field(override)
     if given is None:
         raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
+    if not _FIELD.fullmatch(path):
+        raise RagJaxError(f"config.{path}: is no field; write fields as in a.b or a[0].b")
     group, place, value, so_far = None, None, config, "config"
     for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
         group = value

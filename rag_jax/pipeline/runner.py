@@ -33,7 +33,7 @@ from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
 from rag_jax.pipeline.records import ENDED, STARTED, Record
 from rag_jax.pipeline.stage import Divide, Stage, StageContext
-from rag_jax.pipeline.workdir import hold_lock, make_workdir
+from rag_jax.pipeline.workdir import check_apart, hold_lock, make_workdir
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import check_path
 from rag_jax.runtime.cuts import sum_cuts
@@ -193,6 +193,7 @@ def run_session(
         RagJaxError: a fault of the settings, the data, the models or the disk.
     """
     config = session.config
+    check_apart(Path(workdir), config.data.path, flag)
     with jax.set_mesh(session.mesh):
         options = {"divide": divide, "reuse": reuse, "given": given, "flag": flag}
         made = run_stages(stages, workdir, config=config, overwrite=overwrite, **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import is_there, require_file
+from rag_jax.runtime.paths import expand_path
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -25,6 +26,18 @@ def make_workdir(workdir: Path, flag: str) -> None:
         raise RagJaxError(
             f"cannot write {workdir}: no folder can be made there; choose a folder with {flag}"
         ) from None
+
+
+def check_apart(workdir: Path, data: str | None, flag: str) -> None:
+    """Raises a RagJaxError if a work folder is the folder or file that the data is read from.
+
+    The data would be read with the run's own files among it, by the next run.
+    """
+    if data is not None and expand_path(data).resolve() == workdir.resolve():
+        raise RagJaxError(
+            f"{workdir}: has the data, which a run must not change; choose another folder with "
+            f"{flag}"
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ processes, because all processes wait for each other before and after the first 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxtyping import Array, PyTree
 
 from rag_jax.runtime.errors import RagJaxError
 
+# A name or an IPv4 address, or an IPv6 address in brackets; and the port.
+_ADDRESS = re.compile(r"(?:[^:\s\[\]]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})")
 _reading = False
 
 
@@ -30,13 +33,20 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
         process: index of this process, from 0; None with "auto".
 
     Raises:
-        RagJaxError: a number is missing or out of range, or the other processes cannot be reached.
+        RagJaxError: the coordinator is no host with a port, a number is missing or out of range, or
+            the other processes cannot be reached.
     """
     if coordinator == "auto":
         if processes is not None or process is not None:
             raise RagJaxError("--coordinator=auto: leave out --processes and --process")
         arguments = ()
     else:
+        address = _ADDRESS.fullmatch(coordinator)
+        if address is None or not 1 <= int(address[1]) <= 65_535:
+            raise RagJaxError(
+                f"--coordinator={coordinator}: must be HOST:PORT, with a port from 1 to 65535, or "
+                "'auto'"
+            )
         if processes is None or process is None or not 0 <= process < processes:
             raise RagJaxError(
                 f"--coordinator={coordinator}: needs --processes=N and --process=I, from 0 to "

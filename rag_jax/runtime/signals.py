@@ -118,7 +118,8 @@ def hold() -> Iterator[list[type[BaseException]]]:
     """Defers both signals: yields a list that gets the exception to raise, in place of raising.
 
     A training step donates its state's buffers, so a state can be saved only between two steps. A
-    second signal raises at once, in case a step hangs.
+    second signal raises at once, in case a step hangs. A signal that the process ignores stays
+    ignored.
     """
     held: list[type[BaseException]] = []
     # Python delivers signals to the main thread only.
@@ -126,6 +127,7 @@ def hold() -> Iterator[list[type[BaseException]]]:
         yield held
         return
     handlers = {number: signal.getsignal(number) for number in _REASONS}
+    handlers = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in handlers.items():
@@ -136,7 +138,7 @@ def hold() -> Iterator[list[type[BaseException]]]:
         held.append(_REASONS[signal.Signals(number)])
         restore()
 
-    for number in _REASONS:
+    for number in handlers:
         signal.signal(number, note)
     try:
         yield held

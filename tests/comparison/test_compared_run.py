@@ -264,3 +264,15 @@ def test_bad_input_is_refused_before_anything_runs(
     with pytest.raises(RagJaxError, match=message):
         compare(replace(config, **changes), tmp_path / "run", run=runs)
     assert runs.called == [] and not (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("run[1]", r"run\[1\]: has a \[ in its name, with which"), ("data", "has the data")],
+)
+def test_work_folders_that_are_refused(config, runs, tmp_path, name, message):
+    (tmp_path / "data").mkdir()
+    asked = replace(config, data=DataConfig(path=str(tmp_path / "data")))
+    with pytest.raises(RagJaxError, match=message):
+        compare(asked, tmp_path / name, run=runs)
+    assert runs.called == [] and [path.name for path in tmp_path.glob("run*")] == []

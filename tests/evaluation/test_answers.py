@@ -26,6 +26,7 @@ from rag_jax.evaluation.answers import (
     popularity_thirds,
     rouge_l,
 )
+from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.evaluation.texts import list_words
 from rag_jax.runtime.errors import RagJaxError
 
@@ -63,6 +64,10 @@ def test_thoughts_are_not_graded():
         assert metric(thought, ["Lyon"]) == 1
         assert metric(thought, ["Paris"]) == 0
         assert metric("<think>Is it Paris? It is", ["Paris"]) == 0
+    assert rouge_l(thought, ["Lyon"]) == bleu_1([thought], [["Lyon"]]) == pytest.approx(1)
+    assert rouge_l(thought, ["Paris"]) == bleu_1([thought], [["Paris"]]) == 0
+    asked = "Which town is it?"
+    assert q_bleu_1(f"<think>Is it Paris?</think>{asked}", [asked]) == pytest.approx(1)
 
 
 def test_f1_by_hand():
@@ -124,6 +129,9 @@ def test_match_is_of_whole_words():
         ("hepatitis A", "hepatitis A", 1),
         ("AC/DC", "AC/DC", 1),
         ("the U.S. Navy", "US Navy", 1),
+        ("USA", "the U.S.A.", 1),
+        ("It is the USA.", "U.S.A.", 1),
+        ("hepatitis (a), not B", "Hepatitis A", 1),
         ("3.5 or 1,990 or 3/4 at 12:30", "3", 0),
         ("3.5 or 1,990 or 3/4 at 12:30", "990", 0),
         ("3.5 or 1,990 or 3/4 at 12:30", "30", 0),
@@ -174,6 +182,7 @@ def test_contains_answer_is_letter_for_letter():
 SEAS = {"A": "salt water", "B": "water", "C": "The Sun's heat", "D": ""}
 CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
 FACT = {"true": "SUPPORTS", "false": "REFUTES", "unknown": "NOT ENOUGH INFO"}
+TRUTH, VERDICT = {"A": "True", "B": "False"}, {"A": "Yes", "B": "No"}
 SKY = {"A": "The Moon", "B": "The Sun", "C": "Mars", "D": "Venus"}
 SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
 
@@ -361,6 +370,26 @@ SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
         ("\uc815\ub2f5\uc740 B\uc785\ub2c8\ub2e4.", SKY, "B"),
         ("B\uac00 \uc815\ub2f5\uc785\ub2c8\ub2e4.", SKY, "B"),
         ("e.g. the Sun", {**SKY, "E": "Jupiter"}, "B"),
+        # Numbers keep their points and minus signs.
+        ("3.0", {"A": "3", "B": "30"}, ""),
+        ("The answer is -5.", {"A": "5", "B": "7"}, ""),
+        ("The answer is 2.5", {"A": "25", "B": "2.5"}, "B"),
+        ("It is \u22125 degrees", {"A": "5 degrees", "B": "-5 degrees"}, "B"),
+        # "No" before a noun is not the answer.
+        ("There is no scientific basis; yes it does", VERDICT, "A"),
+        ("No studies deny that. Yes.", VERDICT, "A"),
+        ("It has no effect", VERDICT, ""),
+        ("No, it does not", VERDICT, "B"),
+        ("No evidence", {"A": "some evidence", "B": "no evidence"}, "B"),
+        # A choice's text that is denied from afar, and what is left out.
+        ("I do not think that the claim is true.", TRUTH, "B"),
+        ("I don't believe it is true", TRUTH, "B"),
+        ("It is true", TRUTH, "A"),
+        ("Option A is ruled out. Option B fits.", SKY, "B"),
+        ("A can be eliminated. B", SKY, "B"),
+        ("Mars can be excluded. It is the Sun", SKY, "B"),
+        ("Eliminated: (A), (C). B", SKY, "B"),
+        ("Ruled out: A. So B remains", SKY, "B"),
     ],
 )
 def test_pick_choice(text, choices, label):

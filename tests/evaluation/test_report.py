@@ -70,6 +70,18 @@ def write(folder, **changes):
     return write_report(folder, **(arguments | changes))
 
 
+def test_methods_that_are_left_out_leave_no_files(tmp_path):
+    write(tmp_path)
+    others = [tmp_path / "predictions" / "own.jsonl", tmp_path / "own.trec"]
+    for path in (*others, tmp_path / "direct.trec"):
+        path.write_text("")
+    methods = {name: numbers for name, numbers in METHODS.items() if name != "direct"}
+    write(tmp_path, methods=methods, predictions={"srrag": PREDICTIONS["srrag"]})
+    assert not (tmp_path / "predictions" / "direct.jsonl").exists()
+    assert not (tmp_path / "direct.trec").exists()
+    assert all(path.exists() for path in (*others, tmp_path / "predictions" / "srrag.jsonl"))
+
+
 def test_json(tmp_path):
     write(tmp_path)
     report = read_json(tmp_path / "report.json")

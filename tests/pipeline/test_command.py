@@ -116,6 +116,13 @@ def test_none_on_the_command_line_is_none(home, preset):
     assert build(RAGConfig, command.read_command(flags, {})[0]).retriever.passage_name is None
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_of_two_config_files_the_last_is_read(home):
+    flags = [f"--config={home}/rag.py:small", f"--config={home}/rag.py"]
+    assert command.read_command(flags, {})[0].seed == 0
+    assert command.read_command(flags[::-1], {})[0].seed == 7
+
+
 def read_srrag(*flags):
     flags = [f"--config={ROOT}/configs/srrag.py", *(f"--config.{flag}" for flag in flags)]
     return build(SRRAGConfig, command.read_command(flags, {})[0])

@@ -107,6 +107,10 @@ def test_two_processes(tmp_path):
     [
         (("localhost:1", None, None), "--coordinator=localhost:1: needs --processes=N and"),
         (("localhost:1", 2, 2), "--process=I, from 0 to N - 1, not 2 and 2"),
+        (("localhost", 2, 0), "--coordinator=localhost: must be HOST:PORT, with a port from 1 to"),
+        (("a:b:1", 2, 0), "--coordinator=a:b:1: must be HOST:PORT"),
+        (("localhost:0", 2, 0), "must be HOST:PORT"),
+        (("[::1]:65536", 2, 0), "must be HOST:PORT"),
         (("auto", 2, 0), "--coordinator=auto: leave out --processes and --process"),
         (("auto", None, None), "--coordinator=auto: cannot join the other processes: "),
     ],

@@ -165,3 +165,14 @@ def test_a_signal_that_python_ignores_is_raised_again_without_a_word(what, out, 
     )
     assert done.stdout == f"{out}\n" and ("Traceback" in done.stderr) == shown
     assert bool(done.stderr) == shown
+
+
+def test_a_held_signal_that_is_ignored_stays_ignored():
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.hold() as held:
+            signal.raise_signal(signal.SIGINT)
+            assert held == []
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, earlier)
