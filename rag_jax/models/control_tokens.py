@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import lru_cache, partial
 
 import tokenizers
@@ -208,6 +208,28 @@ def read_frame(core: tokenizers.Tokenizer, pair: str | None, *, vocab_size: int)
             f"{vocab_size}"
         )
     return parts
+
+
+def read_frames(
+    core: tokenizers.Tokenizer,
+    special: Collection[str],
+    token_id: Callable[[str], int],
+    *,
+    vocab_size: int,
+) -> dict[int, list[list[int]]]:
+    """What an encoder reads around one text and around two: before, between and after.
+
+    Raises:
+        RagJaxError: the tokenizer's files have nothing between two texts, and no [CLS] and [SEP].
+    """
+    read = partial(read_frame, core, vocab_size=vocab_size)
+    frames = {1: read(None), 2: read("a")}
+    if any(map(len, frames[1])) and len(frames[2]) == 3:
+        return frames
+    if not any(map(len, frames[1])) and "[CLS]" not in special:
+        return {1: [[], []], 2: [[], [], []]}  # as of decoders whose texts stand alone
+    start, end = [token_id("[CLS]")], [token_id("[SEP]")]
+    return {1: [start, end], 2: [start, end, end]}
 
 
 def count_needed(core: tokenizers.Tokenizer, unused: Set[int]) -> int:

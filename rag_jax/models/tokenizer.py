@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rag_jax.models.control_tokens import (
     find_unknown,
     make_text_core,
     read_frame,
+    read_frames,
 )
 from rag_jax.models.frames import frame_texts
 from rag_jax.models.tokenizer_growth import check_length
@@ -199,20 +200,8 @@ class Tokenizer:
 
     @cached_property
     def _frames(self) -> dict[int, list[list[int]]]:
-        """What an encoder reads around one text and around two: before, between and after.
-
-        Raises:
-            RagJaxError: the tokenizer's files have nothing between two texts, and no [CLS] and
-                [SEP].
-        """
-        read = partial(read_frame, self._core, vocab_size=self.vocab_size)
-        frames = {1: read(None), 2: read("a")}
-        if any(map(len, frames[1])) and len(frames[2]) == 3:
-            return frames
-        if not any(map(len, frames[1])) and "[CLS]" not in self._special:
-            return {1: [[], []], 2: [[], [], []]}  # as of decoders whose texts stand alone
-        start, end = [self.token_id("[CLS]")], [self.token_id("[SEP]")]
-        return {1: [start, end], 2: [start, end, end]}
+        """As `read_frames`."""
+        return read_frames(self._core, self._special, self.token_id, vocab_size=self.vocab_size)
 
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None, prompt: str = ""
