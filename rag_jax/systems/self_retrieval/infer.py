@@ -6,6 +6,7 @@ candidate's cache (Tang et al. 2024, section 3).
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -111,25 +112,42 @@ class Engine:
         """
         results = []
         for count, cache, hidden in self._read(questions):
-            if self.format.titled:
-                titles = self._find_titles(cache, hidden, count)
-                paths = self._find_passages(*self._read_titles(cache, titles), count)
-            else:
-                titles = [[Title(1.0, [], 0)]] * count
-                paths = self._find_from_root(cache, hidden, count)
-            rows = [[rows for group in groups for rows, _ in group] for groups in paths]
+            written = self._write_passages(cache, hidden, count)
+            rows = [[c.rows for group in groups for c in group] for groups in written]
             judged, found, best = self._judge(cache, rows), [], []
-            for b in range(count):
+            for b, groups in enumerate(written):
                 rejected = iter(judged.rejections[b])
-                groups = [
-                    [Candidate(rows, title.probability, p, next(rejected)) for rows, p in group]
-                    for title, group in zip(titles[b], paths[b], strict=True)
-                ]
-                found.append([group for group in groups if group])
+                found.append([[c._replace(reject=next(rejected)) for c in g] for g in groups])
                 best.append(find_best(found[b], self.settings)[0])
             answers = self._write_answers(judged, best)
             results += list(zip(found, answers, strict=True))
         return results
+
+    def write_passages(self, questions: Sequence[str]) -> list[list[list[Candidate]]]:
+        """For each question its candidates as `retrieve` gives them, but that none is assessed.
+
+        Their probability of rejection is NaN.
+        """
+        results: list[list[list[Candidate]]] = []
+        for count, cache, hidden in self._read(questions):
+            results += self._write_passages(cache, hidden, count)
+        return results
+
+    def _write_passages(self, cache: Cache, hidden, count: int) -> list[list[list[Candidate]]]:
+        if self.format.titled:
+            titles = self._find_titles(cache, hidden, count)
+            paths = self._find_passages(*self._read_titles(cache, titles), count)
+        else:
+            titles = [[Title(1.0, [], 0)]] * count
+            paths = self._find_from_root(cache, hidden, count)
+        found = [
+            [
+                [Candidate(rows, title.probability, p, math.nan) for rows, p in group]
+                for title, group in zip(titles[b], paths[b], strict=True)
+            ]
+            for b in range(count)
+        ]
+        return [[group for group in groups if group] for groups in found]
 
     def answer(self, questions: Sequence[str], rows: Sequence[int]) -> list[Written]:
         """Each question's answer from one passage of the corpus, by its row."""

@@ -45,18 +45,22 @@ class Validation:
         return self._measure(replace(self.engine, params=merged))
 
     def _measure(self, engine: Engine) -> dict[str, float]:
-        weigh = score if self.assessed else score_unassessed
-        found = engine.retrieve([question.question for question in self.questions])
-        ranked = [rank(groups, weigh(groups, engine.settings)) for groups, _ in found]
+        asked, search = [question.question for question in self.questions], engine.settings
+        if self.assessed:
+            found = [groups for groups, _ in engine.retrieve(asked)]
+            ranked = [rank(groups, score(groups, search)) for groups in found]
+        else:
+            found = engine.write_passages(asked)
+            ranked = [rank(groups, score_unassessed(groups, search)) for groups in found]
         ranked = order_found(self.questions, ranked, engine.passages)
         titles = find_titles(self.questions, engine.passages)
         records = [
             grade(
                 question,
-                {"ranked": own, "prediction": written.text, "seconds": 0.0},
+                {"ranked": own, "prediction": "", "seconds": 0.0},  # only its ranks are shown
                 passages=engine.passages,
                 titles=titles,
             )
-            for question, own, (_, written) in zip(self.questions, ranked, found, strict=True)
+            for question, own in zip(self.questions, ranked, strict=True)
         ]
         return {name: float(np.mean([record[name] for record in records])) for name in _SHOWN}

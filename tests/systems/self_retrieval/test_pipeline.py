@@ -323,8 +323,11 @@ def test_candidates_are_passages_with_the_models_own_probabilities(engine):
     questions = ["Where is Gitega?", "What is to be seen in Lyon, and since when?", "Oslo?"]
     format, rejected = engine.format, engine.format.encode_reject()
     counts = Counter(passage.title for passage in engine.passages)
-    seen = set()
-    for question, (groups, _) in zip(questions, engine.retrieve(questions), strict=True):
+    seen, retrieved = set(), engine.retrieve(questions)
+    for (groups, _), written in zip(retrieved, engine.write_passages(questions), strict=True):
+        assert [[c[:3] for c in group] for group in written] == [[c[:3] for c in g] for g in groups]
+        assert all(np.isnan(c.reject) for group in written for c in group)
+    for question, (groups, _) in zip(questions, retrieved, strict=True):
         assert 1 <= len(groups) <= 2
         titles = [{engine.passages[r].title for c in group for r in c.rows} for group in groups]
         assert all(len(title) == 1 for title in titles) and titles[0] != titles[-1:]
