@@ -5,8 +5,7 @@
 """
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rag_jax.lora.core import Tree, compute_scale, list_kernels
-from rag_jax.lora.targets import read_targets
+from rag_jax.lora.peft_names import (
+    POOLER,
+    WHOLE,
+    find_start,
+    list_modules,
+    list_named,
+    name_targets,
+)
+from rag_jax.lora.targets import read_ranks, read_targets
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.save import check_replaceable
@@ -25,7 +32,7 @@ from rag_jax.models.io.tensors import (
     read_metadata,
     read_safetensors,
 )
-from rag_jax.models.io.weights import Slot, get_leaf, list_differences, list_slots, set_leaf
+from rag_jax.models.io.weights import Slot, get_leaf, list_differences, set_leaf
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
@@ -44,12 +51,10 @@ _TASKS = {
     BertConfig: _EMBEDS,
     ModernBertConfig: _EMBEDS,
 }
-# What stands before a decoder's layers: `model.` where the model has a head, and maybe
-# `language_model.` in a model that reads images, in older versions of transformers the other way.
-_START = re.compile(r"base_model\.model\.((?:model\.)?(?:language_model\.)?(?:model\.)?)layers\.")
 # Options that do not change what the adapter computes (how its training started, for instance), or
 # that this module implements. All other options, including future ones of PEFT, must be off.
 _KNOWN = {
+    "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -68,6 +73,7 @@ _KNOWN = {
     "peft_version",
     "qalora_group_size",
     "r",
+    "rank_pattern",
     "revision",
     "runtime_config",
     "target_modules",
@@ -109,9 +115,11 @@ def save_peft(
     folder = expand_path(path).absolute()
     check_replaceable(folder, (_CONFIG, _WEIGHTS, "README.md"), "an adapter")
     kernels = {"/".join(keys): factors for keys, factors in list_kernels(adapter)}
-    embeds = isinstance(pretrained.config, DecoderConfig) and pretrained.model.pooling is not None
-    start = f"{'' if embeds else 'model.'}{'language_model.' * pretrained.reads_images}"
-    modules = _list_modules(pretrained, start)
+    config = pretrained.config
+    embeds = isinstance(config, DecoderConfig) and pretrained.model.pooling is not None
+    has_head = _TASKS[type(config)] != _EMBEDS and not embeds
+    start = f"{'model.' * has_head}{'language_model.' * pretrained.reads_images}"
+    modules = list_modules(pretrained, start)
     rank = _check_kernels(kernels, modules)
     targeted = {}  # slots and distinct `a` of every module with an adapter
     for module, slots in modules.items():
@@ -122,17 +130,17 @@ def save_peft(
     tensors = {}
     for module, (slots, distinct) in targeted.items():
         a, b = _join_kernels(kernels, slots, distinct, rank * times)
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        tensors[f"{WHOLE}{module}.lora_A.weight"] = a
+        tensors[f"{WHOLE}{module}.lora_B.weight"] = b
     alpha = alpha * (times**0.5 if rank_stabilized else times)
     fields = {
         "peft_type": "LORA",
-        "task_type": _EMBEDS if embeds else _TASKS[type(pretrained.config)],
+        "task_type": _EMBEDS if embeds else _TASKS[type(config)],
         "base_model_name_or_path": base_model,
         "r": rank * times,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "use_rslora": rank_stabilized,
-        "target_modules": _name_targets(targeted, modules, short=not pretrained.reads_images),
+        "target_modules": name_targets(targeted, modules, pretrained),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -155,7 +163,8 @@ def load_peft(
             `save_peft` must belong to a model with the same fingerprint.
 
     Returns:
-        The adapter, and its scale for `apply` or `fold`.
+        The adapter, and its scale for `apply` or `fold`. Where layers have ranks and scales of
+        their own, as of EVA, all are padded to the largest rank, and the scales are in `b`.
 
     Raises:
         RagJaxError: a file is missing or damaged, the adapter belongs to another model, tensors do
@@ -164,49 +173,37 @@ def load_peft(
     folder = expand_path(path)
     fields = _read_config(folder)
     tensors = _read_weights(folder, pretrained)
-    start = _find_start(tensors)
-    modules = _list_modules(pretrained, start)
+    start = find_start(tensors, pretrained)
+    modules = list_modules(pretrained, start)
     rank, alpha = fields.size("r"), fields.number("lora_alpha")
-    for name in _find_copies(tensors, pretrained, start):
+    stabilized = bool(fields.raw.get("use_rslora"))
+    for name in _find_unread(tensors, pretrained, start):
         del tensors[name]
     with parsing(fields.source):
-        _check_tensors(fields, rank, tensors, modules)
+        find_rank = read_ranks(fields)
+        _check_tensors(fields, find_rank, tensors, modules)
+    names = {module: f"{WHOLE}{module}.lora_A.weight" for module in modules}
+    names = {module: name for module, name in names.items() if name in tensors}
+    ranks = {module: find_rank(module) for module in names}
+    most = max(own for own, _ in ranks.values())
+    scale = compute_scale(alpha, rank, rank_stabilized=stabilized)
     adapter: dict = {}
-    for module, slots in modules.items():
-        name = f"base_model.model.{module}.lora_A.weight"
-        if name not in tensors:
-            continue
+    for module, name in names.items():
         a, b = (
             _read_finite(folder, name.replace("lora_A", f"lora_{side}"), tensors, dtype).T
             for side in "AB"
         )
-        for slot in slots:
+        if ranks[module] != (rank, alpha) or most > rank:
+            # One rank and one scale for all: further ranks are zeros, and the scale is in `b`.
+            own, own_alpha = ranks[module]
+            own_scale = compute_scale(own_alpha, own, rank_stabilized=stabilized)
+            a, b = np.pad(a, ((0, 0), (0, most - own))), np.pad(b, ((0, most - own), (0, 0)))
+            b = b * np.asarray(own_scale / scale, b.dtype)
+        for slot in modules[module]:
             outputs = b[:, slice(*slot.rows)] if slot.rows else b
             factors = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
             set_leaf(adapter, slot.path, factors)
-    stabilized = bool(fields.raw.get("use_rslora"))
-    return adapter, compute_scale(alpha, rank, rank_stabilized=stabilized)
-
-
-def _find_start(tensors: Iterable[str]) -> str:
-    """What stands before a decoder's layers in the names of an adapter's tensors."""
-    found = filter(None, map(_START.match, tensors))
-    return next((match[1] for match in found), "model.")
-
-
-def _list_named(pretrained: Pretrained, start: str) -> list[tuple[str, Slot]]:
-    """All slots with their names in PEFT's model, a decoder's with `start` before its layers."""
-    slots = list_slots(pretrained.config)
-    return [(re.sub(r"^model\.", start, slot.name), slot) for slot in slots]
-
-
-def _list_modules(pretrained: Pretrained, start: str) -> dict[str, list[Slot]]:
-    """The slots of all kernels, grouped by the name of their linear layer in PEFT's model."""
-    modules: dict[str, list[Slot]] = {}
-    for name, slot in _list_named(pretrained, start):
-        if slot.transposed:
-            modules.setdefault(name.removesuffix(".weight"), []).append(slot)
-    return modules
+    return adapter, scale
 
 
 def _check_kernels(kernels: Mapping[str, Any], modules: Mapping[str, Sequence[Slot]]) -> int:
@@ -257,18 +254,6 @@ def _join_kernels(
     return a, b
 
 
-def _name_targets(targeted: Iterable[str], modules: Iterable[str], *, short: bool) -> list[str]:
-    """Short names such as `gate_proj` if no other module has such a name, else full names.
-
-    Args:
-        short: False for full names, where layers over images have the short names too.
-    """
-    targeted = set(targeted)
-    names = sorted({module.rpartition(".")[2] for module in targeted})
-    matched = {module for module in modules if module.rpartition(".")[2] in names}
-    return names if short and matched == targeted else sorted(targeted)
-
-
 def _read_config(folder: Path) -> Fields:
     path = folder / _CONFIG
     fields = read_fields(path, "name a folder that PEFT saved")
@@ -305,14 +290,22 @@ def _read_finite(
     return array
 
 
-def _find_copies(
+def _find_unread(
     tensors: Mapping[str, StoredTensor], pretrained: Pretrained, start: str
 ) -> list[str]:
-    """Names of tensors equal to base weights: PEFT stores a head together with its adapter."""
-    slots = dict(_list_named(pretrained, start))
-    copies = []
+    """Names of tensors that change nothing.
+
+    Those equal to base weights, as PEFT stores a head together with its adapter, and the adapter of
+    BERT's pooler, which is part of no embedding.
+    """
+    slots = dict(list_named(pretrained, start))
+    if getattr(pretrained.config, "tie_embeddings", False):
+        embeddings = next(slot for name, slot in slots.items() if "embed_tokens" in name)
+        slots.setdefault("lm_head.weight", embeddings)
+    pooler = tuple(f"{WHOLE}{start}{POOLER}.lora_{side}." for side in "AB")
+    copies = [name for name in tensors if name.startswith(pooler)]
     for name, tensor in tensors.items():
-        slot = slots.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        slot = slots.get(name.removeprefix(WHOLE).replace(".base_layer.", "."))
         if slot is None or tensor.fault:
             continue
         param = get_leaf(pretrained.params, slot.path)
@@ -323,15 +316,18 @@ def _find_copies(
 
 
 def _check_tensors(
-    fields: Fields, rank: int, tensors: Mapping[str, StoredTensor], modules: dict[str, list[Slot]]
+    fields: Fields,
+    find_rank: Callable[[str], tuple[int, float]],
+    tensors: Mapping[str, StoredTensor],
+    modules: dict[str, list[Slot]],
 ) -> None:
     """Raises a RagJaxError unless the tensors are those of the config and the base model."""
     expected, is_target = {}, read_targets(fields)
     for module, slots in modules.items():
         if is_target(module):
-            outputs = sum(slot.shape[1] for slot in slots)
-            expected[f"base_model.model.{module}.lora_A.weight"] = (rank, slots[0].shape[0])
-            expected[f"base_model.model.{module}.lora_B.weight"] = (outputs, rank)
+            outputs, (rank, _) = sum(slot.shape[1] for slot in slots), find_rank(module)
+            expected[f"{WHOLE}{module}.lora_A.weight"] = (rank, slots[0].shape[0])
+            expected[f"{WHOLE}{module}.lora_B.weight"] = (outputs, rank)
     problems = list_differences(tensors, expected, "not")
     if not expected:
         problems.append(f"no linear layer is one of {show(fields.raw.get('target_modules'))}")

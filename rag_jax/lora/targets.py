@@ -1,5 +1,6 @@
 """Which layers a PEFT config adapts: PEFT's rules for `target_modules` and `exclude_modules`."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -34,6 +35,43 @@ def read_targets(fields: Fields) -> Callable[[str], bool]:
         return chosen(module) and not excluded(module)
 
     return is_target
+
+
+def read_ranks(fields: Fields) -> Callable[[str], tuple[int, float]]:
+    """A function from a layer's Hugging Face name to the layer's rank and `alpha`.
+
+    They are those of the first pattern in `rank_pattern` and in `alpha_pattern` that the name, or
+    its last parts, match, or else `r` and `lora_alpha`.
+
+    Raises:
+        RagJaxError: as `read_targets`, or a rank or an `alpha` is no positive number.
+    """
+    time = MatchTime()
+    defaults = {"rank_pattern": fields.size("r"), "alpha_pattern": fields.number("lora_alpha")}
+    rules = {name: _read_patterns(fields, name, time) for name in defaults}
+
+    def find_rank(module: str) -> tuple[int, float]:
+        rank, alpha = (
+            next((value for pattern, value in rules[name] if pattern.fullmatch(module)), default)
+            for name, default in defaults.items()
+        )
+        return rank, alpha
+
+    return find_rank
+
+
+def _read_patterns(
+    fields: Fields, name: str, time: MatchTime
+) -> list[tuple[NamePattern, int | float]]:
+    found, source = fields.raw.get(name) or {}, f"{fields.source}: {name}"
+    kind = int if name == "rank_pattern" else int | float
+    values = found.values() if isinstance(found, dict) else [None]
+    if any(isinstance(x, bool) or not isinstance(x, kind) or not 0 < x < math.inf for x in values):
+        raise RagJaxError(f"{source} must give positive numbers by name, not {show(found)}")
+    return [
+        (NamePattern(rf"(.*\.)?({pattern})", source=source, time=time), value)
+        for pattern, value in found.items()
+    ]
 
 
 def _read_place(fields: Fields) -> str:

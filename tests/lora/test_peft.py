@@ -266,6 +266,78 @@ def test_a_copy_of_a_weight_of_the_base_model(saved):
         lora.load_peft(saved, model)
 
 
+def test_a_copy_of_the_head_that_is_the_embedding(saved):
+    model, name = load_model("llama_tied"), "base_model.model.lm_head.weight"
+    own = np.asarray(model.params["embed"]["embedding"])
+    edit_tensors(saved, lambda tensors: tensors.update({name: own}))
+    assert_same(lora.load_peft(saved, model)[0], make_adapter(model, FFN))
+    edit_tensors(saved, lambda tensors: tensors.update({name: own + 1}))
+    with pytest.raises(RagJaxError, match=f"no place for {name}"):
+        lora.load_peft(saved, model)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_layers_with_ranks_and_scales_of_their_own(saved, stabilized):
+    """As of EVA; each layer's update of its kernel against `b a` by PEFT's rule."""
+    model, rng = load_model("llama_tied"), np.random.default_rng(3)
+    ranks = {"gate": (2, 32.0), "up": (5, 7.0), "down": (1, 32.0)}
+    patterns = {
+        "rank_pattern": {"up_proj": 5, r"model\.layers\.\d\.mlp\.down_proj": 1, "nothing": 4},
+        "alpha_pattern": {"mlp.up_proj": 7},
+    }
+    edit_config(saved, init_lora_weights="eva", use_rslora=stabilized, **patterns)
+    expected = {}
+
+    def draw(tensors):
+        for name in list(tensors):
+            kernel = name.split(".")[6].removesuffix("_proj")
+            (rank, _), shape = ranks[kernel], list(tensors[name].shape)
+            shape["lora_B" in name] = rank
+            tensors[name] = rng.normal(size=shape).astype("f")
+        for i, kernel in ((i, kernel) for i in (0, 1) for kernel in ranks):
+            (rank, alpha), start = ranks[kernel], f"base_model.model.model.layers.{i}.mlp.{kernel}"
+            a, b = (tensors[f"{start}_proj.lora_{side}.weight"] for side in "AB")
+            scale = alpha / (rank**0.5 if stabilized else rank)
+            expected[i, kernel] = scale * (b @ a).T
+
+    edit_tensors(saved, draw)
+    adapter, scale = lora.load_peft(saved, model)
+    for (i, kernel), update in expected.items():
+        own = adapter[f"layers_{i}"]["ffn"][kernel]["kernel"]
+        assert own["a"].shape[1] == own["b"].shape[0] == 5
+        np.testing.assert_allclose(scale * own["a"] @ own["b"], update, atol=1e-4)
+    lora.save_peft(adapter, saved, model, alpha=scale * 5)  # with one rank
+    assert_same_effect(model, (adapter, scale), lora.load_peft(saved, model))
+
+
+@pytest.mark.parametrize("start", ["", "bert.", "roberta."])
+def test_an_adapter_of_an_encoder_with_a_head_and_a_pooler(start, tmp_path):
+    """Neither is part of an embedding; the pooler's adapter is left out, other tensors are not."""
+    model = load_model("bert")
+    adapter = make_adapter(model, ".*layers_\\d/.*/kernel")
+    lora.save_peft(adapter, tmp_path / "saved", model, alpha=4)
+    fields, _ = read_adapter(tmp_path / "saved")
+    assert all(target.startswith("encoder.layer.") for target in fields["target_modules"])
+    edit_config(tmp_path / "saved", target_modules=["query", "key", "value", "dense"])
+    shape = np.zeros((2, 32), "f"), np.zeros((32, 2), "f")
+
+    def rename(tensors):
+        for name in list(tensors):
+            renamed = name.replace("base_model.model.", f"base_model.model.{start}")
+            tensors[renamed] = tensors.pop(name)
+        for side, zeros in zip("AB", shape, strict=True):
+            tensors[f"base_model.model.{start}pooler.dense.lora_{side}.weight"] = zeros
+
+    edit_tensors(tmp_path / "saved", rename)
+    again, scale = lora.load_peft(tmp_path / "saved", model)
+    assert_same(again, adapter)
+    assert scale == 2.0
+    other = f"base_model.model.{start}classifier.dense.lora_A.weight"
+    edit_tensors(tmp_path / "saved", lambda tensors: tensors.update({other: shape[0]}))
+    with pytest.raises(RagJaxError, match=f"no place for {other}"):
+        lora.load_peft(tmp_path / "saved", model)
+
+
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, "f4"), (np.inf, "f4"), (1e5, "f2")])
 def test_numbers_that_are_none(saved, value, dtype):
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
@@ -293,11 +365,14 @@ def test_types(saved):
         ({"bias": "all"}, "bias 'all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save .* is not supported"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out True is not supported"),
-        ({"rank_pattern": {"up_proj": 4}}, "rank_pattern .* is not supported"),
+        ({"rank_pattern": {"up_proj": 0}}, "rank_pattern must give positive numbers by name"),
+        ({"rank_pattern": {"up_proj": 2.5}}, "rank_pattern must give positive numbers"),
+        ({"rank_pattern": ["up_proj"]}, "rank_pattern must give positive numbers"),
+        ({"alpha_pattern": {"up_proj": True}}, "alpha_pattern must give positive numbers"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '.*\(.*': "),
         ({"an_option_to_come": 3}, "an_option_to_come 3 is not supported"),
         ({"init_lora_weights": "corda", "corda_config": {"x": 1}}, "init_lora_weights 'corda' is"),
         ({"init_lora_weights": "loftq", "loftq_config": {"x": 1}}, "init_lora_weights 'loftq' is"),
-        ({"eva_config": {"rho": 2.0}, "rank_pattern": {"up_proj": 4}}, "rank_pattern .* is not"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
         ({"use_rslora": "yes"}, "use_rslora 'yes' is not supported"),
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported; LORA is"),

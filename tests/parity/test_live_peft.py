@@ -239,6 +239,20 @@ def test_each_row_its_own_adapter(base, tmp_path):
     np.testing.assert_allclose(read_ours(ours, bank, 4.0), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_ranks_and_scales_by_layer(base, tmp_path, stabilized):
+    folder, ours = base
+    patterns = {
+        "rank_pattern": {"up_proj": 5, r"layers\.1\.mlp\.down_proj": 1, "nothing": 3},
+        "alpha_pattern": {"mlp.gate_proj": 3, "down_proj": 5},
+    }
+    theirs = make_theirs(folder, FFN, use_rslora=stabilized, **patterns)
+    theirs.save_pretrained(tmp_path)
+    adapter, scale = lora.load_peft(tmp_path, ours)
+    expected = read_theirs(theirs)
+    np.testing.assert_allclose(read_ours(ours, adapter, scale), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -246,7 +260,6 @@ def test_each_row_its_own_adapter(base, tmp_path):
         {"bias": "lora_only"},
         {"modules_to_save": ["lm_head"]},
         {"lora_bias": True},
-        {"rank_pattern": {"up_proj": 5}},
         {"trainable_token_indices": [1, 2]},
     ],
 )
