@@ -339,3 +339,11 @@ class ContrastiveConfig(TrainConfig):
     negatives: CountOrZero = 1
     scale: Positive = 20.0
     scan_layers: bool = False
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if a question's passage would be told apart from no other."""
+        if self.batch_size == 1 and not self.negatives:
+            raise RagJaxError(
+                f"{path}.batch_size=1 and {path}.negatives=0: a question has no passage to tell "
+                "its own from; set one of them higher"
+            )

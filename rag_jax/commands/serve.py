@@ -78,7 +78,8 @@ def _serve(found: FinishedRun, bound: Any, **options: Any) -> None:
         room = open_room(found.system, "serve")
         served = room.open_run(session, found.workdir, found.corpus)
     # How many texts were cut is nothing to say of every request.
-    logging.getLogger("rag_jax.retrieval").setLevel(logging.ERROR)
+    for name in ("rag_jax.retrieval", "rag_jax.systems"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     thread = ComputeThread(served, session.mesh, tokens=options["limits"].tokens)
     asyncio.run(thread.warm_up())
     signals.begin_work()

@@ -125,7 +125,10 @@ def write_run(
 def _separate(scores: Sequence[float]) -> Iterator[np.float32]:
     """Yields float32 scores that fall strictly, each as near to its own score as that allows."""
     last, below = np.float32(np.inf), np.float32(-np.inf)
-    for number, score in enumerate(map(np.float32, scores)):
+    for number, own in enumerate(scores):
+        if not abs(own) <= np.finfo(np.float32).max:
+            raise RagJaxError(f"a score is {own}: no finite number of float32")
+        score = np.float32(own)
         if number and score > np.float32(scores[number - 1]):
             raise ValueError(f"scores must fall: {score} follows {scores[number - 1]}")
         last = min(score, np.nextafter(last, below))
@@ -135,6 +138,8 @@ def _separate(scores: Sequence[float]) -> Iterator[np.float32]:
 def _check_distinct(ids: Sequence[str], what: str) -> None:
     known: set[str] = set()
     for id in ids:
+        if not id:
+            raise RagJaxError(f"{what} is empty: a TREC run has no empty ids")
         if id in known:
             raise RagJaxError(f"{what} {id!r} is there twice: ids must be unique")
         known.add(id)

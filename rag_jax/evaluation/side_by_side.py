@@ -1,5 +1,6 @@
 """Runs side by side: which of their questions are the same."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,10 +60,12 @@ def _read(columns: Mapping[str, Sequence[Any]], names: Sequence[str], row: int) 
 def _label(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run, none of them twice."""
     names = [run["name"] for run in runs]
-    return [
-        f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name
-        for place, name in enumerate(names)
-    ]
+    labels: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({n})" for n in itertools.count(1))
+        free = (label for label in numbered if label not in (*names, *labels))
+        labels.append(next(free) if names.count(name) > 1 else name)
+    return labels
 
 
 def _describe(runs: Sequence[Mapping[str, Any]]) -> list[str]:

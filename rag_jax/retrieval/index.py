@@ -172,6 +172,7 @@ class Index:
     def _find_rows(self, which: Sequence[str] | Sequence[int]) -> list[int]:
         if isinstance(which, str):
             raise RagJaxError(f"{which!r} is one string: pass a list of ids")
+        which = list(which)  # of an iterator
         if self.ids is None:
             rows = np.asarray(which)
             if rows.size and (rows.ndim != 1 or rows.dtype.kind not in "iu"):

@@ -43,11 +43,18 @@ def score_rows(
     """Dot products of each query with its `rows` of the embeddings, largest first, and the rows.
 
     Equal dot products are in the order of the rows.
+
+    Raises:
+        RagJaxError: a dot product is beyond float32.
     """
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), _SCORED_TOGETHER):
         block = slice(start, start + _SCORED_TOGETHER)
         # [Q, D] x [Q, k, D] -> [Q, k]
         scores[block] = np.einsum("qd,qkd->qk", queries[block], embeddings.take(rows[block]))
+    if not np.isfinite(scores).all():
+        raise RagJaxError(
+            "the embeddings or the queries are too large: their dot products are beyond float32"
+        )
     order = np.lexsort((rows, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

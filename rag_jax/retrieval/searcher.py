@@ -65,6 +65,8 @@ def check_found(found: Found, asked: int, size: int, name: str) -> None:
         own, worth = np.asarray(own), np.asarray(worth)
         if own.shape != worth.shape or not np.isfinite(worth).all():
             raise RagJaxError(f"{name} found passages without finite scores, one for each")
+        if own.size and own.dtype.kind not in "iu":
+            raise RagJaxError(f"{name} found rows that are no integers")
         if own.size and not 0 <= own.min() <= own.max() < size:
             raise RagJaxError(f"{name} found row {own.max()} among {size} passages")
         if len(np.unique(own)) != len(own) or (np.diff(worth) > 0).any():

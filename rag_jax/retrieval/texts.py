@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rag_jax.config import EncoderConfig
+from rag_jax.config import EncoderConfig, build
 from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.io.sentence import Sentence
@@ -49,8 +49,10 @@ def configure_encoder(encoder: Pretrained, settings: EncoderConfig) -> Pretraine
     Its fingerprint says so.
 
     Raises:
-        RagJaxError: an embedding has fewer features, or is DPR's, which has no prompts.
+        RagJaxError: a setting is wrong, an embedding has fewer features, or is DPR's, which has no
+            prompts.
     """
+    settings = build(type(settings), vars(settings), path="settings")
     prompts = {"query": settings.query_prompt, "document": settings.passage_prompt}
     prompts = {role: prompt for role, prompt in prompts.items() if prompt is not None}
     own = extend_fingerprint(encoder.fingerprint, settings)

@@ -13,10 +13,15 @@ from rag_jax.serving.limits import Limits
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "logprobs": (False,),
+    "top_logprobs": (0,),
     "logit_bias": ({},),
-    "stop": ([],),
+    "stop": ([], ""),
+    "audio": (),
+    "web_search_options": (),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
@@ -81,7 +86,10 @@ def check_model(fields: dict[str, Any], name: str) -> None:
 def read_chat(fields: dict[str, Any], limits: Limits) -> ChatRequest:
     """A request for `/v1/chat/completions`; the question is the last message of a user."""
     for name, allowed in _REFUSED.items():
-        if fields.get(name) is not None and fields[name] not in allowed:
+        value = fields.get(name)
+        if value is not None and not any(
+            type(value) is type(own) and value == own for own in allowed
+        ):
             raise RequestError(400, f"{name}: a run has no such thing; leave it out", name)
     messages = _take(fields, "messages", list, [])
     asked: int | None = None

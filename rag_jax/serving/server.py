@@ -24,7 +24,8 @@ def bind(host: str, port: int) -> socket.socket:
     if port > _MOST_PORTS:
         raise RagJaxError(f"--port={port}: must be at most {_MOST_PORTS}")
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        plain = host.removeprefix("[").removesuffix("]")  # as an address stands in a URL
+        family, *_, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,13 +33,13 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             bound.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what can be no name of a host
         raise _explain(error, host, port) from None
     return bound
 
 
-def _explain(error: OSError, host: str, port: int) -> RagJaxError:
-    reason = error.strerror or str(error)
+def _explain(error: OSError | UnicodeError, host: str, port: int) -> RagJaxError:
+    reason = getattr(error, "strerror", None) or str(error)
     return RagJaxError(f"{host}, port {port}: {reason}; choose others with --host and --port")
 
 

@@ -93,10 +93,11 @@ def fit(
     Raises:
         RagJaxError: the folder has checkpoints of another training; or as `train`.
     """
+    place = folder / "checkpoints"
     if (folder / PARAMS).exists() or (folder / _ENDED).exists():
+        Checkpoints(place).remove()  # which an end between saving and this leaves
         return
     total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
-    place = folder / "checkpoints"
     _check_continued(place, plan, settings, ids, total)
     checkpoints = Checkpoints(place)
     if (most := _MOST_STEPS.get()) is not None:
@@ -160,11 +161,15 @@ def _check_continued(
         "examples": hashlib.sha256(to_json(list(ids)).encode()).hexdigest(),
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
+        "clip_norm": getattr(settings, "clip_norm", None),
+        "warmup_fraction": getattr(settings, "warmup_fraction", None),
+        "strata": hashlib.sha256(to_json([*map(int, plan.strata)]).encode()).hexdigest(),
     }
     if path.exists():
         with parsing(path):
             before = dict(read_json(path))
-        if others := [name for name in own if before.get(name) != own[name]]:
+        # Earlier versions wrote fewer settings down.
+        if others := [name for name in own if before.get(name, own[name]) != own[name]]:
             raise RagJaxError(
                 f"{folder}: has checkpoints of a training with other {' and '.join(others)}: give "
                 "this one a folder of its own, or remove them"

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import math
 
 import ir_measures
 import numpy as np
@@ -191,6 +192,11 @@ def test_a_run_refuses_what_no_tool_reads_alike(tmp_path):
     for wrong in ([("a", 1.0), ("b", 2.0)], [("a", 1.0), ("b", 1.5), ("c", 0.0)]):
         with pytest.raises(ValueError, match="must fall"):
             write_run(path, "m", ["q"], [wrong])
+    for score in (math.nan, math.inf, -math.inf, 1e39):
+        with pytest.raises(RagJaxError, match="no finite number of float32"):
+            write_run(path, "m", ["q"], [[("a", score)]])
+    with pytest.raises(RagJaxError, match="question 'q': passage is empty"):
+        write_run(path, "m", ["q"], [[("", 1.0)]])
     assert not path.exists()
 
 

@@ -41,4 +41,6 @@ def test_runs_have_names_of_their_own():
     page = join_runs([make_run("run", ("1", "?", "x")) for _ in range(3)])
     assert [run["label"] for run in page["runs"]] == ["run (1)", "run (2)", "run (3)"]
     assert page["matching"] == ["All runs ask the same 1 questions."]
+    page = join_runs([make_run(name, ("1", "?", "x")) for name in ("a", "a", "a (1)")])
+    assert [run["label"] for run in page["runs"]] == ["a (2)", "a (3)", "a (1)"]
     assert join_runs([make_run("run")])["matching"] == []

@@ -109,12 +109,23 @@ def join(*modes):
     ],
 )
 def test_pooling(pooling, wanted, folder):
-    write(folder, pooling=pooling, modules=PLAIN)
+    write(folder, pooling=pooling, modules=PLAIN, prompts={"similarity_fn_name": "dot"})
     expected = wanted(states().astype(np.float64))
     np.testing.assert_allclose(embed(folder)[0], expected, atol=1e-5)
-    write(folder, pooling=pooling)
+    write(folder, pooling=pooling, prompts={})
     np.testing.assert_allclose(embed(folder)[0], scale(expected), atol=1e-5)
     assert load(folder).fingerprint != load(BERT).fingerprint
+
+
+@pytest.mark.parametrize("similarity", [{}, {"similarity_fn_name": "cosine"}])
+def test_embeddings_that_are_compared_by_cosines_have_length_1(similarity, folder, tmp_path):
+    """Products of them rank as sentence-transformers' `similarity`, its default too."""
+    write(folder, pooling=CLS, modules=PLAIN, prompts=similarity)
+    np.testing.assert_allclose(embed(folder)[0], scale(states()[0]), atol=1e-5)
+    save(load(folder), tmp_path / "saved")
+    np.testing.assert_array_equal(embed(tmp_path / "saved"), embed(folder))
+    write(folder, pooling=CLS, modules=PLAIN, prompts={"similarity_fn_name": "dot"})
+    np.testing.assert_allclose(embed(folder)[0], states()[0], atol=1e-5)
 
 
 def make_dense(inputs, outputs, *, activation="torch.nn.modules.linear.Identity", bias=False):
@@ -191,6 +202,12 @@ def test_prompts_that_are_no_part_of_the_embedding(folder):
     np.testing.assert_array_equal(embed(folder, "who?", role="document"), embed(BERT, "who?"))
     with pytest.raises(RagJaxError, match="include_prompt is false.* query_prompt=''"):
         tokenize_for_training(load(folder), ["who?"], 16, role="query")
+
+
+@pytest.mark.parametrize("dimensions", [0, -3, 2.5, True])
+def test_dimensions_that_cannot_be(dimensions):
+    with pytest.raises(RagJaxError, match="settings.dimensions="):
+        configure_encoder(load(BERT), EncoderConfig(dimensions=dimensions))
 
 
 def test_the_run_s_settings_go_before_the_files(folder):

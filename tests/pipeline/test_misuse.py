@@ -100,6 +100,7 @@ MISUSES = {
     "another wrong type": (["encoder.shared=maybe"], "--config.encoder.shared=maybe"),
     "out of range": (["train.epochs=-1"], "config.train.epochs=-1: must be"),
     "no number": (["train.learning_rate=nan"], "config.train.learning_rate=nan: must be"),
+    "nothing to tell apart": (["train.batch_size=1", "train.negatives=0"], "no passage to tell"),
     "settings at odds": (["train.negatives=9"], "config.train.negatives=9 is above"),
     "an unknown setting": (["train.epoch=1"], "config.train.epoch: no such field; did you mean"),
     "an unknown split": (["evaluate_on=train"], "config.evaluate_on='train': must be one of"),

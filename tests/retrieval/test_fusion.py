@@ -104,6 +104,16 @@ def test_a_searcher_that_breaks_its_promise(hits, message, by):
     assert "\n" not in str(error.value)
 
 
+def test_rows_that_are_no_integers():
+    class Halves(Fixed):
+        def search(self, questions, k):
+            scores, rows = super().search(questions, k)
+            return scores, [own + 0.5 for own in rows]
+
+    with pytest.raises(RagJaxError, match="found rows that are no integers"):
+        Fused([Fixed(4, [(0, 1.0)]), Halves(4, [(1, 1.0)])]).search(["a"], 2)
+
+
 def test_a_searcher_that_skips_a_question():
     class Short(Fixed):
         def search(self, questions, k):

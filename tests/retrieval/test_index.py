@@ -694,12 +694,21 @@ def test_many_long_rows_are_warned_of(small_thresholds, caplog):
     assert caplog.text == ""
 
 
+def test_products_that_are_too_large_are_refused():
+    index = index_exactly(1e20 * make_vectors(20, 4))
+    with pytest.raises(RagJaxError, match="too large: their dot products are beyond float32"):
+        index.search(1e20 * make_vectors(2, 4, seed=1), 3)
+
+
 def test_rows_to_remove_and_counts_as_numpy_has_them():
     embeddings = make_vectors(20, 4)
     index = index_exactly(embeddings)
     wanted = index.remove([3, 5]).embeddings
     np.testing.assert_array_equal(index.remove(np.asarray([3, 5])).embeddings, wanted)
     assert index.remove([]).size == 20
+    np.testing.assert_array_equal(index.remove(iter([3, 5])).embeddings, wanted)
+    named = Index.build(embeddings, backend="exact", encoder="e", ids=name_rows(20))
+    np.testing.assert_array_equal(named.remove(iter(named.ids[3:6:2])).embeddings, wanted)
     for wrong in ([True] + [False] * 19, [1.0], np.asarray([[1, 2]])):
         with pytest.raises(RagJaxError, match="rows must be a list of integers: of a mask take"):
             index.remove(wrong)

@@ -181,6 +181,9 @@ def test_an_interrupted_call_and_another_end_with_the_same_bits(tmp_path, straig
         ({"plan": BatchPlan([0] * EXAMPLES, batch_size=4, seed=4)}, "batches"),
         ({"settings": replace(SETTINGS, learning_rate=0.1)}, "learning_rate"),
         ({"ids": IDS[::-1], "steps": 8}, "steps and examples"),
+        ({"settings": replace(SETTINGS, clip_norm=1e-3)}, "clip_norm"),
+        ({"settings": replace(SETTINGS, warmup_fraction=0.9)}, "warmup_fraction"),
+        ({"plan": BatchPlan([0, 1] * (EXAMPLES // 2), batch_size=4, seed=3)}, "strata"),
         ({"settings": replace(SETTINGS, checkpoint_every=5, microbatch_tokens=4)}, ""),
     ],
 )
@@ -207,6 +210,15 @@ def test_interrupted_while_the_result_is_saved(tmp_path, straight):
         run(tmp_path, save=stop)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [6, 8]
     assert_same(run(tmp_path), straight[0])
+
+
+def test_killed_before_the_checkpoints_are_removed(tmp_path, straight, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "remove", lambda self: None)
+        run(tmp_path)
+    assert (tmp_path / "checkpoints").exists()
+    assert_same(run(tmp_path), straight[0])
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_another_start(tmp_path, straight):

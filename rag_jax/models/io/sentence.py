@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,6 +102,9 @@ class SentenceFolder:
 def read_sentence(folder: Path) -> SentenceFolder | None:
     """The settings in an encoder's folder; None if there are none.
 
+    Embeddings that the folder compares by cosines, as by default, are scaled to length 1, whether
+    or not it has a module that does.
+
     Raises:
         RagJaxError: a file is damaged or missing, or asks for what is not supported.
     """
@@ -125,7 +128,11 @@ def read_sentence(folder: Path) -> SentenceFolder | None:
         fields = read_fields(transformer)
         for name in ("query_length", "document_length", "query_expansion"):
             fields.refuse_unless(name, False)
-    return SentenceFolder(pooling, read_text_settings(folder, *_SIMILARITIES), dense)
+    sentence = read_text_settings(folder, *_SIMILARITIES)
+    if sentence.similarity == "cosine" and not pooling.normalized:
+        # Indices compare by dot products, which of vectors of length 1 are cosines.
+        pooling = replace(pooling, steps=(*pooling.steps, "normalize"))
+    return SentenceFolder(pooling, sentence, dense)
 
 
 def describe_sentence(folder: Path, sum_file: Callable[[Path], str]) -> str:

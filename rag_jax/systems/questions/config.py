@@ -120,7 +120,9 @@ class QuestionsConfig:
 
     def check(self, path: str) -> None:
         """Raises a RagJaxError if there is no folder to ask about, or nothing is left to ask."""
-        if self.data.path is None:
-            raise RagJaxError(f"{path}.data.path=None: name a folder of documents or passages")
+        if self.data.path is None or not self.data.path.strip():
+            raise RagJaxError(
+                f"{path}.data.path={self.data.path!r}: name a folder of documents or passages"
+            )
         if self.test + self.dev > 1:
             raise RagJaxError(f"{path}.test={self.test} and {path}.dev={self.dev}: are more than 1")

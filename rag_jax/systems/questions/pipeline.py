@@ -16,7 +16,7 @@ from rag_jax.data.questions import PASSAGES, Collection, store_questions
 from rag_jax.pipeline.protect import MADE_FROM, check_made
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
-from rag_jax.pipeline.workdir import hold_lock
+from rag_jax.pipeline.workdir import check_apart, hold_lock
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import (
     read_json,
@@ -152,9 +152,11 @@ def write_questions(config: QuestionsConfig, workdir: Path) -> dict[str, int]:
         The numbers of questions by split.
 
     Raises:
-        RagJaxError: the settings are others, and the questions of the earlier ones were changed by
-            hand; the data cannot be read; or no question is left.
+        RagJaxError: the work folder is that of the data; the settings are others, and the questions
+            of the earlier ones were changed by hand; the data cannot be read; or no question is
+            left.
     """
+    check_apart(workdir, config.data.path, "--workdir")
     session = Session(config)
     stages, folder = list_stages(session), workdir / DATA
     made_from = {"stages": [to_json({"name": s.name, "settings": s.settings}) for s in stages]}

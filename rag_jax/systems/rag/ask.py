@@ -6,11 +6,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, Threshold, name_passage
+from rag_jax.pipeline.ask import (
+    Ask,
+    Facts,
+    Item,
+    Outcome,
+    Piece,
+    Threshold,
+    check_length,
+    name_passage,
+)
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.likelihood import open_threshold
-from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.data import Format, pick_passages
 from rag_jax.systems.rag.pipeline import list_stages
 from rag_jax.systems.rag.reader import Parts, answer, cite, open_parts, search
 from rag_jax.systems.rag.session import Session
@@ -35,10 +44,17 @@ def open_finished(session: Session, workdir: Path, corpus: Path | None) -> Parts
     return open_parts(session, open_stages(list_stages(session), workdir, _NEEDS), corpus)
 
 
+def count_question(format: Format, question: str) -> int:
+    """Number of tokens of a question without passages; a RagJaxError if it is too long."""
+    tokens = format.count_tokens(question)
+    check_length(tokens, format.max_length)
+    return tokens
+
+
 def _answer(
     session: Session, parts: Parts, threshold: Threshold | None, question: str
 ) -> Iterator[Item]:
-    parts.engine.format.encode_input(question, None)  # refuses a question that is too long
+    count_question(parts.engine.format, question)
     scores, rows = search(session, parts, [question])
     citations = cite(parts, rows[0].tolist(), scores[0])
     shown = [(f"{weight:.3f}", name_passage(passage)) for passage, weight in citations]

@@ -70,6 +70,10 @@ class Format:
             )
         return tokens, True
 
+    def count_tokens(self, question: str) -> int:
+        """Number of tokens of a question without passages."""
+        return len(self._encode(question, None))
+
     def encode_answer(self, answer: str) -> list[int]:
         """An answer's tokens and the token that ends it.
 

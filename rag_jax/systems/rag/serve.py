@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import list_widths, round_up
-from rag_jax.systems.rag.ask import open_finished
+from rag_jax.systems.rag.ask import count_question, open_finished
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.reader import Parts, answer, cite, search
 from rag_jax.systems.rag.session import Session
@@ -22,7 +22,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     session.query_widths = list_widths(session.encoding.max_length)
 
     def check(question: str) -> int:
-        return len(parts.engine.format.encode_input(question, None)[0])
+        return count_question(parts.engine.format, question)
 
     return Served(
         batch_size=session.config.decode.batch_size,
