@@ -186,7 +186,7 @@ def check_run(
         ours = judged[found.query_id][name]
         if not abs(ours - found.value) <= _TOLERANCE:
             raise RagJaxError(
-                f"{path.name}: question {unquote(found.query_id)!r}: {name} is {ours:.9g}, but "
+                f"{path.name}: question {_unescape(found.query_id)!r}: {name} is {ours:.9g}, but "
                 f"ir_measures reads {found.measure} = {found.value:.9g} from the run: a fault of "
                 "rag_jax; do not use these numbers"
             )
@@ -210,8 +210,8 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
                     raise RagJaxError(
                         f"{path}:{number}: must be question, Q0, passage, rank, score and name"
                     )
-                passage = unquote(fields[2]), float(fields[4])
-                rankings.setdefault(unquote(fields[0]), []).append(passage)
+                passage = _unescape(fields[2]), float(fields[4])
+                rankings.setdefault(_unescape(fields[0]), []).append(passage)
     except UnicodeDecodeError as error:
         raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
     except ValueError as error:
@@ -222,5 +222,11 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def _escape(name: str) -> str:
-    """A name as it is in a TREC run, with white space percent-encoded; the inverse of `unquote`."""
+    """A name as it is in a TREC run, with white space percent-encoded."""
     return _UNSAFE.sub(lambda match: quote(match[0], safe=""), name)
+
+
+def _unescape(name: str) -> str:
+    """The name that `_escape` made into another one; others, as of Wikidata's pages, stay."""
+    plain = unquote(name)
+    return plain if _escape(plain) == name else name

@@ -205,6 +205,14 @@ def test_a_run_with_a_mark_of_its_encoding(tmp_path):
     assert read_run(tmp_path / "run.trec") == {"q": [("a", 2.0), ("b", 1.0)]}
 
 
+def test_ids_of_other_tools_runs_stay_as_they_are(tmp_path):
+    names = ["<dbpedia:Who%27s_Who>", "a%E9b", "100%", "a%20b%27"]
+    lines = [f"q%C3%A9 Q0 {name} 1 {-i} pyserini\n" for i, name in enumerate(names)]
+    (tmp_path / "run.trec").write_text("".join(lines))
+    found = read_run(tmp_path / "run.trec")
+    assert [name for name, _ in found["q%C3%A9"]] == names
+
+
 def test_a_report_that_differs_from_its_run_is_refused(tmp_path):
     path = tmp_path / "run.trec"
     questions = [Question("q 1", "?", (), {"b": 1}), Question("q2", "?", ("x",), {})]

@@ -92,9 +92,11 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
     order = range(3)
     for place, line in read_lines(path, bad):
         fields = line.split("\t")
-        if len(fields) != 3:
+        if len(fields) not in (3, 4):
             fields = line.split()
-            fields = [*fields[:1], *fields[2:]] if len(fields) == 4 else []
+            fields = fields if len(fields) == 4 else []
+        if len(fields) == 4:  # TREC's, with a number that says nothing
+            fields = [*fields[:1], *fields[2:]]
         query, passage, grade = (fields[i] for i in order) if fields else ("", "", "")
         if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?\s*", grade):
             yield place, (query, passage, int(grade.partition(".")[0]))

@@ -152,8 +152,8 @@ class RAGConfig:
     def check(self, path: str) -> None:
         """Raises a RagJaxError if the index is to be refreshed by an encoder of questions alone.
 
-        Also if generators are to be trained as ablations, but the run's is not trained, and if
-        answers are to be looked for in passages that have none.
+        Also if generators are to be trained as ablations, but the run's is not trained, if answers
+        are to be looked for in passages that have none, and if nothing would be trained.
         """
         if self.train.refresh_every and self.retriever.passage_name is not None:
             raise RagJaxError(
@@ -165,6 +165,11 @@ class RAGConfig:
             raise RagJaxError(
                 f"{path}.ablations=True with {path}.train.generator=False: the ablations are "
                 "trained generators; leave one of the two out"
+            )
+        if self.passages == 1 and not self.train.generator:
+            raise RagJaxError(
+                f"{path}.passages=1 with {path}.train.generator=False: nothing would be trained, "
+                "since one passage is as likely as can be; set passages higher"
             )
         if self.ranked_questions and self.task != "qa":
             raise RagJaxError(

@@ -432,15 +432,15 @@ def test_pubhealth(tmp_path):
 
 def test_trec_judgements(tmp_path):
     files = {
-        "corpus.jsonl": lines({"_id": "d1", "text": "A"}, {"_id": "d2", "text": "B"}),
+        "corpus.jsonl": lines({"_id": "d1", "text": "A"}, {"_id": "d 2", "text": "B"}),
         "queries.jsonl.gz": lines({"_id": "1", "text": "Where?"}, {"_id": "2", "text": "What?"}),
     }
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.txt").write_text("1 0 d1 2\n1 0 d2 -1\n2\t0\td2\t1\n2 0 d1\n")
+    (tmp_path / "qrels" / "test.txt").write_text("1 0 d1 2\n1\t0\td 2\t-1\n2\t0\td 2\t1\n2 0 d1\n")
     with pytest.raises(RagJaxError, match="test.txt:4: must be query, passage and grade"):
         read(tmp_path, files)
     assert read(tmp_path, {}, bad_lines=1).questions == {
-        "test": [Question("1", "Where?", (), {"d1": 2}), Question("2", "What?", (), {"d2": 1})]
+        "test": [Question("1", "Where?", (), {"d1": 2}), Question("2", "What?", (), {"d 2": 1})]
     }
 
 

@@ -460,6 +460,10 @@ def test_too_many_labels(make_session, tmp_path, monkeypatch):
             "config.ablations=True with config.train.generator=False: the ablations are",
         ),
         (
+            {"passages": 1, "train.generator": False},
+            "config.passages=1 with config.train.generator=False: nothing would be trained",
+        ),
+        (
             {"ranked_questions": 5, "task": "generation"},
             "config.ranked_questions=5 with config.task='generation': passages hold no answers",
         ),
