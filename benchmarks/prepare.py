@@ -35,15 +35,16 @@ def split_popqa(source: Path, folder: Path) -> None:
 
 
 def cut_squad(source: Path, folder: Path) -> None:
-    """Ten articles of SQuAD's development set, with 160, 60 and 80 of their questions."""
+    """Ten articles of SQuAD's development set, with 1,000, 115 and 300 of their questions."""
     passages = read_jsonl(source / "dev_passages.jsonl")
     questions = read_jsonl(source / "dev_questions.jsonl")
     titles = list(dict.fromkeys(passage["title"] for passage in passages))[:10]
-    asked = random.Random(0).sample([q for q in questions if q["title"] in titles], 300)
+    asked = [question for question in questions if question["title"] in titles]
+    random.Random(0).shuffle(asked)
     write(folder / "passages.jsonl", [p for p in passages if p["title"] in titles])
-    write(folder / "train_questions.jsonl", asked[:160])
-    write(folder / "dev_questions.jsonl", asked[160:220])
-    write(folder / "test_questions.jsonl", asked[220:])
+    write(folder / "train_questions.jsonl", asked[:1000])
+    write(folder / "dev_questions.jsonl", asked[1000:1115])
+    write(folder / "test_questions.jsonl", asked[1115:1415])
 
 
 def open_squad(source: Path, folder: Path) -> None:

@@ -26,6 +26,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.search_config import BM25Config
 from rag_jax.systems.embeddings import embedding
 from rag_jax.systems.evaluation import name_model
@@ -44,6 +45,8 @@ ABLATIONS = ("without_indexing", "without_titles")
 _PASSAGES = ("hits@1", "hits@5", "mrr@5")
 _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
 COLUMNS = ("n", *_PASSAGES, *_DOCUMENTS, "exact_match", "f1", "seconds_per_question")
+EPOCHS = "Development questions after each epoch"
+VALIDATED = ("hits@1", "hits@5", "mrr@5", "document_recall@1")
 # The scores that the report compares question by question.
 COMPARED = ("hits@1", "mrr@5", "exact_match")
 # ir_measures' names of the numbers that rate a ranking.
@@ -65,11 +68,28 @@ def describe_report(config: SelfRetrievalConfig, *, trained: bool = True) -> Rep
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
     paired = "self_retrieval", {name: name for name in COMPARED}
     model = name_model(config.model.name, trained)
-    return ReportSpec(model, methods, COLUMNS, summarize, *paired, _make_tables)
+    make_tables = partial(_make_tables, validated=config.validation)
+    return ReportSpec(model, methods, COLUMNS, summarize, *paired, make_tables)
 
 
-def _make_tables(context: StageContext, *_: Any) -> dict[str, Any]:
-    return {"tables": tabulate_words(context, "evaluate")}
+def _make_tables(context: StageContext, *_: Any, validated: int) -> dict[str, Any]:
+    tables = tabulate_words(context, "evaluate")
+    if validated:
+        tables |= {EPOCHS: tabulate_epochs(context)}
+    return {"tables": tables}
+
+
+def tabulate_epochs(context: StageContext) -> list[list[str | float]]:
+    """What the logs of the full model's trainings say of each epoch, as rows with a heading."""
+    rows: list[list[str | float]] = [["training", "epoch", *VALIDATED]]
+    for stage in filter(context.needs, ("indexing", "train")):
+        log = read_jsonl(context.path(stage, "log.jsonl"))
+        ends = [line for line in log if VALIDATED[0] in line]
+        rows += [
+            [stage, str(epoch), *(line[name] for name in VALIDATED)]
+            for epoch, line in enumerate(ends, start=1)
+        ]
+    return rows
 
 
 def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:

@@ -8,13 +8,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from rag_jax.data.questions import Question
-from rag_jax.systems.self_retrieval.evaluate import find_titles, grade, rank
+from rag_jax.systems.self_retrieval.evaluate import VALIDATED, find_titles, grade, rank
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import score, score_unassessed
 from rag_jax.systems.stages import order_found
 from rag_jax.training.trainable import Trainable
-
-_SHOWN = ("hits@1", "hits@5", "mrr@5", "document_recall@1")
 
 
 @dataclass(frozen=True)
@@ -63,4 +61,4 @@ class Validation:
             )
             for question, own in zip(self.questions, ranked, strict=True)
         ]
-        return {name: float(np.mean([record[name] for record in records])) for name in _SHOWN}
+        return {name: float(np.mean([record[name] for record in records])) for name in VALIDATED}

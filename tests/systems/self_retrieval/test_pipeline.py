@@ -18,7 +18,7 @@ from rag_jax.config import build, to_config_dict
 from rag_jax.evaluation.rankings import read_run
 from rag_jax.losses import token_logprobs
 from rag_jax.pipeline.runner import run_stages
-from rag_jax.pipeline.stage import StageContext
+from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl, to_json
@@ -252,6 +252,11 @@ def test_development_questions_are_asked_after_each_epoch(finished, make_config,
     for name in ("hits@1", "hits@5", "mrr@5", "document_recall@1"):
         evaluated = np.mean([record[name] for record in asked])
         assert logs["train"][-1][name] == pytest.approx(evaluated)
+    spec = evaluate.describe_report(session.config)
+    context = StageContext(Stage("", lambda context: None, needs=names), folder)
+    heading, *rows = spec.extras(context)["tables"][evaluate.EPOCHS]
+    assert [row[:2] for row in rows] == [["indexing", "1"], ["train", "1"], ["train", "2"]]
+    assert rows[-1][2:] == [logs["train"][-1][name] for name in heading[2:]]
     trees = [place / "indexing/params" for place in (folder, finished[0] / "stages")]
     jax.tree.map(np.testing.assert_array_equal, *map(session.trainable.load, trees))
 
