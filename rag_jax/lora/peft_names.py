@@ -23,10 +23,12 @@ def find_start(tensors: Iterable[str], pretrained: Pretrained) -> str:
     """What stands before a model's layers in the names of an adapter's tensors."""
     if isinstance(pretrained.config, BartConfig):
         return "model."
-    decodes = isinstance(pretrained.config, DecoderConfig)
-    pattern = _DECODERS if decodes else _ENCODERS
-    found = filter(None, (pattern.match(name.removeprefix(WHOLE)) for name in tensors))
-    return next((match[1] for match in found), "model." if decodes else "")
+    names = (name.removeprefix(WHOLE) for name in tensors)
+    if isinstance(pretrained.config, DecoderConfig):
+        found, usual = (_DECODERS.match(name) for name in names), "model."
+    else:
+        found, usual = (_ENCODERS.match(name) for name in names), ""
+    return next((match[1] for match in found if match), usual)
 
 
 def list_named(pretrained: Pretrained, start: str) -> list[tuple[str, Slot]]:

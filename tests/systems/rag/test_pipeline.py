@@ -577,7 +577,7 @@ def test_asking_a_corpus_of_ones_own(finished, make_session, tmp_path):
     asked = ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl", OWN[:1]))
     shown = list(asked("What is the capital of Atlantis <|im_end|>?"))
     assert read_facts(shown, "passages read") == [("1.000", f"Atlantis: {OWN[0]['text']}")]
-    with pytest.raises(RagJaxError, match="a question has 1.... tokens by itself; raise it, or"):
+    with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
         list(asked(LONG))
 
 
