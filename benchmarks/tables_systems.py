@@ -216,9 +216,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     ),
     "self_retrieval_pairs": lambda: list_pairs("self_retrieval", "hits@1", "exact_match"),
     "self_retrieval_squad_pairs": lambda: list_pairs("self_retrieval_squad", "hits@1", "mrr@5"),
-    "self_retrieval_epochs": lambda: list_table(
-        "self_retrieval_squad", "Development questions after each epoch"
-    ),
+    "self_retrieval_epochs": lambda: list_table("self_retrieval_squad", "after each epoch"),
     "compare": lambda: list_compared("compare"),
     "compare_factbook": lambda: list_compared("compare_factbook"),
     "compare_popqa": lambda: list_compared("compare_popqa"),

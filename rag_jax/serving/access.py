@@ -24,11 +24,15 @@ def is_loopback(host: str) -> bool:
     """Whether a host is this machine, as seen by this machine alone."""
     if host.lower() == "localhost":
         return True
-    host = host.removeprefix("[").removesuffix("]")  # as an address stands in a URL
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(strip_brackets(host)).is_loopback
     except ValueError:
         return False
+
+
+def strip_brackets(host: str) -> str:
+    """An address without the brackets in which it stands in a URL; other hosts as they are."""
+    return host.removeprefix("[").removesuffix("]")
 
 
 def check_access(request: Request, token: str | None) -> None:

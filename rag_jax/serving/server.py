@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_text
+from rag_jax.serving.access import strip_brackets
 
 _MOST_PORTS = 65_535
 _PATIENCE = 30  # seconds for requests that have come, after a signal
@@ -24,8 +25,8 @@ def bind(host: str, port: int) -> socket.socket:
     if port > _MOST_PORTS:
         raise RagJaxError(f"--port={port}: must be at most {_MOST_PORTS}")
     try:
-        plain = host.removeprefix("[").removesuffix("]")  # as an address stands in a URL
-        family, *_, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM)[0]
+        named = strip_brackets(host)
+        family, *_, address = socket.getaddrinfo(named, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

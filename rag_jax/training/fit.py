@@ -25,6 +25,7 @@ from rag_jax.training.trainable import Trainable
 PARAMS = "params"  # the folder of the trained tree that `fit` saves
 _ENDED = "trained.json"  # says that the training has ended, where the tree is saved elsewhere
 _TRAINING = "training.json"  # beside checkpoints: of which training they are
+_LATER = ("clip_norm", "warmup_fraction", "strata")  # what older checkpoints do not say
 _MOST_STEPS: ContextVar[int | None] = ContextVar("most_steps", default=None)
 
 
@@ -168,8 +169,8 @@ def _check_continued(
     if path.exists():
         with parsing(path):
             before = dict(read_json(path))
-        # Earlier versions wrote fewer settings down.
-        if others := [name for name in own if before.get(name, own[name]) != own[name]]:
+        before = {name: own[name] for name in _LATER} | before
+        if others := [name for name in own if before.get(name) != own[name]]:
             raise RagJaxError(
                 f"{folder}: has checkpoints of a training with other {' and '.join(others)}: give "
                 "this one a folder of its own, or remove them"

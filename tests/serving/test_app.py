@@ -383,8 +383,13 @@ def test_addresses():
     with pytest.raises(RagJaxError, match="--host=0.0.0.0: others could ask this server; set RAG_"):
         check_address("0.0.0.0", None)
     check_address("0.0.0.0", TOKEN)
-    for host in ("localhost", "127.0.0.1", "::1"):
+    for host in ("localhost", "127.0.0.1", "::1", "[::1]"):
         check_address(host, None)
+    for host in ("a..b", ".example.com", "a" * 70, "256.1.1.1"):
+        with pytest.raises(RagJaxError, match="port 0: .*; choose others with --host and --port"):
+            bind(host, 0)
+    with bind("[127.0.0.1]", 0) as bound:
+        assert bound.getsockname()[0] == "127.0.0.1"
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         port = bound.getsockname()[1]

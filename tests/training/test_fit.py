@@ -202,6 +202,28 @@ def test_another_training_does_not_go_on_from_its_checkpoints(tmp_path, straight
     assert_same(run(tmp_path, **changes), straight[0])
 
 
+@pytest.mark.parametrize(("missing", "others"), [("clip_norm", ""), ("examples", "examples")])
+def test_checkpoints_that_say_less(tmp_path, straight, missing, others):
+    """Earlier versions' go on; ones without what those said do not."""
+
+    def stop(step, chosen):
+        if step == 4:
+            raise KeyboardInterrupt
+        return pack(step, chosen)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, pack=stop)
+    path = tmp_path / "checkpoints" / "training.json"
+    said = json.loads(path.read_text())
+    del said[missing]
+    path.write_text(json.dumps(said))
+    if others:
+        with pytest.raises(RagJaxError, match=f"of a training with other {others}: give this one"):
+            run(tmp_path)
+    else:
+        assert_same(run(tmp_path), straight[0])
+
+
 def test_interrupted_while_the_result_is_saved(tmp_path, straight):
     def stop(params):
         raise KeyboardInterrupt

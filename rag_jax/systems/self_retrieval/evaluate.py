@@ -46,6 +46,7 @@ _PASSAGES = ("hits@1", "hits@5", "mrr@5")
 _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
 COLUMNS = ("n", *_PASSAGES, *_DOCUMENTS, "exact_match", "f1", "seconds_per_question")
 EPOCHS = "Development questions after each epoch"
+# What the questions that are asked after each epoch are rated by.
 VALIDATED = ("hits@1", "hits@5", "mrr@5", "document_recall@1")
 # The scores that the report compares question by question.
 COMPARED = ("hits@1", "mrr@5", "exact_match")
@@ -75,11 +76,11 @@ def describe_report(config: SelfRetrievalConfig, *, trained: bool = True) -> Rep
 def _make_tables(context: StageContext, *_: Any, validated: int) -> dict[str, Any]:
     tables = tabulate_words(context, "evaluate")
     if validated:
-        tables |= {EPOCHS: tabulate_epochs(context)}
+        tables |= {EPOCHS: _tabulate_epochs(context)}
     return {"tables": tables}
 
 
-def tabulate_epochs(context: StageContext) -> list[list[str | float]]:
+def _tabulate_epochs(context: StageContext) -> list[list[str | float]]:
     """What the logs of the full model's trainings say of each epoch, as rows with a heading."""
     rows: list[list[str | float]] = [["training", "epoch", *VALIDATED]]
     for stage in filter(context.needs, ("indexing", "train")):

@@ -43,13 +43,12 @@ class Validation:
         return self._measure(replace(self.engine, params=merged))
 
     def _measure(self, engine: Engine) -> dict[str, float]:
-        asked, search = [question.question for question in self.questions], engine.settings
+        asked = [question.question for question in self.questions]
         if self.assessed:
-            found = [groups for groups, _ in engine.retrieve(asked)]
-            ranked = [rank(groups, score(groups, search)) for groups in found]
+            found, weigh = [groups for groups, _ in engine.retrieve(asked)], score
         else:
-            found = engine.write_passages(asked)
-            ranked = [rank(groups, score_unassessed(groups, search)) for groups in found]
+            found, weigh = engine.write_passages(asked), score_unassessed
+        ranked = [rank(groups, weigh(groups, engine.settings)) for groups in found]
         ranked = order_found(self.questions, ranked, engine.passages)
         titles = find_titles(self.questions, engine.passages)
         records = [

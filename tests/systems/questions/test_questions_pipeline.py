@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -173,8 +174,18 @@ def test_a_folder_without_anything_to_ask_about(tmp_path):
 def test_settings_that_do_not_fit():
     with pytest.raises(RagJaxError, match="config.data.path=None: name a folder of documents"):
         QuestionsConfig().check("config")
+    with pytest.raises(RagJaxError, match="config.data.path=' ': name a folder of documents"):
+        QuestionsConfig(data=CorpusConfig(path=" ")).check("config")
     with pytest.raises(RagJaxError, match=r"config.test=0.9 and config.dev=0.2: are more than 1"):
         QuestionsConfig(test=0.9, dev=0.2, data=CorpusConfig(path="x")).check("config")
+
+
+def test_the_folder_of_the_data_is_no_work_folder(config):
+    folder = Path(config.data.path)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(RagJaxError, match="has the data, which a run must not change; choose"):
+        pipeline.write_questions(config, folder)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_the_command(config, written, tmp_path, capsys):
