@@ -2,21 +2,22 @@
 
     pip install -e '.[demo]'
     python benchmarks/pilot.py [--data=data] [--model=NAME] [--questions=300] [--split=train]
-        [--runs=runs] [--out=FILE]
+        [--runs=runs] [--out=FILE] [DATASET ...]
 
-The datasets are those of `prepare.ROUTING`, from the folder of all data as for `systems.py`;
-NAME is a model that `load` knows, or its folder. Questions of each, at most --questions, are
-answered at once, from a document that the model writes first, and from the first passage that
-all-MiniLM-L6-v2 finds among those of all. Reading hurts where it alone is wrong, against either of
-the others, and helps where it alone is right. The same command continues. The results are added to
-FILE's. 300 questions of each took 67 minutes with SmolLM2-135M on two CPU cores that others used.
+The datasets are those of `prepare.ROUTING`, all or the named ones, from the folder of all data as
+for `systems.py`; NAME is a model that `load` knows, or its folder. Questions of each, at most
+--questions, are answered at once, from a document that the model writes first, and from the first
+passage that all-MiniLM-L6-v2 finds among those of all. Reading hurts where it alone is wrong,
+against either of the others, and helps where it alone is right. The same command continues. Each
+dataset's results are added to FILE's. 300 questions of each took 67 minutes with SmolLM2-135M on
+two CPU cores that others used.
 """
 
 import argparse
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,21 @@ READ = "read"
 
 
 def pilot(
-    base: Pretrained, folders: Sequence[Path], workdir: Path, *, split: str, count: int
-) -> dict[str, dict[str, Any]]:
-    """For each dataset its rows, and how often reading hurts and helps."""
-    context = StageContext(Stage("pilot", lambda context: None), workdir)
-    context.folder.mkdir(parents=True, exist_ok=True)
+    base: Pretrained,
+    folders: Sequence[Path],
+    workdir: Path,
+    *,
+    split: str,
+    count: int,
+    asked: Sequence[str],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each asked dataset's rows, and how often reading hurts and helps there."""
+    context = open_context(workdir)
     data = DataConfig(path=os.pathsep.join(map(str, folders)))
     collection = read_collection(data, WorldConfig())
-    by_dataset: dict[str, list[Question]] = defaultdict(list)
+    questions: dict[str, list[Question]] = defaultdict(list)
     for question in choose_questions(collection, split, count=0, seed=0):
-        by_dataset[question.dataset].append(question)
-    questions = [question for asked in by_dataset.values() for question in asked[:count]]
+        questions[question.dataset].append(question)
     passages = [*collection.passages]
     encoder = load("all-minilm-l6-v2")
     embed = lambda texts: encode_texts(encoder, texts, max_length=LENGTH)  # noqa: E731
@@ -84,17 +89,26 @@ def pilot(
         "verbalise": partial(answer_from_documents, verbalise=verbalise),
         READ: partial(answer_from_passages, search=search),
     }
-    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    picked: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    for name, way in ways.items():
-        asked = context, name, questions, partial(way, **settings)
-        pairs = zip(questions, answer_timed(*asked, batch_size=answer.batch_size), strict=True)
-        for question, record in pairs:
-            right[question.dataset][name].append(bool(grade(question, record)["correct"]))
-            if question.choices:
-                label = pick_choice(record["prediction"], question.choices)
-                picked[question.dataset][name][label] += 1
-    return {dataset: count_effects(right[dataset], picked[dataset]) for dataset in right}
+    for dataset in asked:
+        own, right, picked = questions[dataset][:count], {}, {}
+        # Answers to other questions must not be continued.
+        context = open_context(workdir / dataset)
+        for name, way in ways.items():
+            answering = context, name, own, partial(way, **settings)
+            records = answer_timed(*answering, batch_size=answer.batch_size)
+            pairs = list(zip(own, records, strict=True))
+            right[name] = [bool(grade(question, record)["correct"]) for question, record in pairs]
+            labels = [pick_choice(r["prediction"], q.choices) for q, r in pairs if q.choices]
+            if labels:
+                picked[name] = Counter(labels)
+        yield dataset, count_effects(right, picked)
+
+
+def open_context(workdir: Path) -> StageContext:
+    """What keeps the answers of a work folder, so that they are continued."""
+    context = StageContext(Stage("pilot", lambda context: None), workdir)
+    context.folder.mkdir(parents=True, exist_ok=True)
+    return context
 
 
 def count_effects(
@@ -123,18 +137,24 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--runs", type=expand_path, default=Path("runs"))
     parser.add_argument("--out", type=expand_path)
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=", ".join(ROUTING))
     arguments = parser.parse_args()
+    if unknown := set(arguments.datasets) - {*ROUTING}:
+        parser.error(f"DATASET is none of {', '.join(ROUTING)}: {', '.join(sorted(unknown))}")
     model, split, count = Path(arguments.model).name, arguments.split, arguments.questions
     folder = arguments.runs / "data" / "routing"
     mix_routing(arguments.data, folder)
     folders = [folder / name for name in ROUTING]
-    # Answers to other questions must not be continued.
     workdir = arguments.runs / "pilot" / f"{model}-{split}-{count}"
-    found = pilot(load(arguments.model), folders, workdir, split=split, count=count)
-    print(json.dumps(found, indent=1))
-    if arguments.out:
-        known = read_json(arguments.out) if arguments.out.exists() else {}
-        write_json(arguments.out, known | {model: {"split": split, "datasets": found}})
+    how = {"split": split, "count": count, "asked": arguments.datasets or ROUTING}
+    for dataset, found in pilot(load(arguments.model), folders, workdir, **how):
+        print(json.dumps({dataset: found}, indent=1), flush=True)
+        if arguments.out:
+            known = read_json(arguments.out) if arguments.out.exists() else {}
+            last = known.get(model, {})
+            before = last["datasets"] if last.get("split") == split else {}
+            known[model] = {"split": split, "datasets": before | {dataset: found}}
+            write_json(arguments.out, known)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Each function reads a dataset's folder, as its authors publish it, and writes the folder of a run.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.evaluation.answers import match
-from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.files import read_jsonl, write_jsonl
 
 ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")
 
@@ -173,5 +172,4 @@ def mix_sources(source: Path, folder: Path) -> None:
 def write(path: Path, records: Sequence[Any]) -> None:
     """Writes JSON lines, and the folder that they are in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    write_jsonl(path, records)
