@@ -78,6 +78,18 @@ def run(folder, *, pack=pack, trainable=None, settings=SETTINGS, plan=PLAN, ids=
     return load_tree(folder / "params", BASE) if (folder / "params").exists() else None
 
 
+def run_until(step, folder, *, pack=pack, **options):
+    """A run that is interrupted when it packs that step."""
+
+    def stop(number, chosen):
+        if number == step:
+            raise KeyboardInterrupt
+        return pack(number, chosen)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, pack=stop, **options)
+
+
 @pytest.fixture(autouse=True)
 def shared(monkeypatch):
     """All runs with equal settings share their optimiser, and with it their programs."""
@@ -156,17 +168,11 @@ def test_a_second_call_does_nothing(straight):
 def test_an_interrupted_call_and_another_end_with_the_same_bits(tmp_path, straight, at):
     packed = []
 
-    def stop(step, chosen):
-        if step == at:
-            raise KeyboardInterrupt
-        return pack(step, chosen)
-
     def count(step, chosen):
         packed.append(step)
         return pack(step, chosen)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, pack=stop)
+    run_until(at, tmp_path)
     assert not (tmp_path / "params").exists()
     found = run(tmp_path, pack=count)
     assert packed == list(range(at // 2 * 2, STEPS))  # a checkpoint at every second step
@@ -188,13 +194,7 @@ def test_an_interrupted_call_and_another_end_with_the_same_bits(tmp_path, straig
     ],
 )
 def test_another_training_does_not_go_on_from_its_checkpoints(tmp_path, straight, changes, others):
-    def stop(step, chosen):
-        if step == 4:
-            raise KeyboardInterrupt
-        return pack(step, chosen)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, pack=stop)
+    run_until(4, tmp_path)
     if others:
         with pytest.raises(RagJaxError, match=f"of a training with other {others}: give this one"):
             run(tmp_path, **changes)
@@ -205,14 +205,7 @@ def test_another_training_does_not_go_on_from_its_checkpoints(tmp_path, straight
 @pytest.mark.parametrize(("missing", "others"), [("clip_norm", ""), ("examples", "examples")])
 def test_checkpoints_that_say_less(tmp_path, straight, missing, others):
     """Earlier versions' go on; ones without what those said do not."""
-
-    def stop(step, chosen):
-        if step == 4:
-            raise KeyboardInterrupt
-        return pack(step, chosen)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, pack=stop)
+    run_until(4, tmp_path)
     path = tmp_path / "checkpoints" / "training.json"
     said = json.loads(path.read_text())
     del said[missing]
@@ -315,14 +308,7 @@ def test_a_hook_is_called_before_and_after_each_step(tmp_path, straight):
 
 def test_a_resumed_run_calls_its_hook_from_where_it_stopped(tmp_path, straight):
     hook, again = Recorder(), Recorder()
-
-    def stop(step, chosen):
-        if step == 5:
-            raise KeyboardInterrupt
-        return hook.pack(step, chosen)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, pack=stop, hook=hook)
+    run_until(5, tmp_path, pack=hook.pack, hook=hook)
     found = run(tmp_path, hook=again)
     assert again.calls == [(name, step) for step in range(4, STEPS) for name in ("before", "after")]
     assert_same(again.seen[0], hook.seen[8])  # before step 4, to the bit

@@ -47,7 +47,7 @@ _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
 COLUMNS = ("n", *_PASSAGES, *_DOCUMENTS, "exact_match", "f1", "seconds_per_question")
 EPOCHS = "Development questions after each epoch"
 # What the questions that are asked after each epoch are rated by.
-VALIDATED = ("hits@1", "hits@5", "mrr@5", "document_recall@1")
+VALIDATED = (*_PASSAGES, "document_recall@1")
 # The scores that the report compares question by question.
 COMPARED = ("hits@1", "mrr@5", "exact_match")
 # ir_measures' names of the numbers that rate a ranking.
